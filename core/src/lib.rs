@@ -1,0 +1,14 @@
+//! The interrupt path and the lifecycles of pollvisor.
+//!
+//! `no_std`, no allocation, no clock, no thread, no file descriptor: time, waiting and system calls are passed in
+//! by the host crate, so everything here runs under loom and on a scripted host.
+#![cfg_attr(not(loom), no_std)]
+#![deny(unsafe_code)]
+
+pub mod errno;
+pub mod ids;
+pub mod prim;
+#[allow(unsafe_code, reason = "the one module whose job it is")]
+pub mod sync;
+
+pub use errno::Errno;

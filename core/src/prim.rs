@@ -1,0 +1,99 @@
+//! The only place that knows whether this is a real machine or a loom model.
+//!
+//! Everything concurrent in this crate takes its atomics, cells, locks and spin hints from here. Under
+//! `--cfg loom` they are loom's, so the very code that ships is the code that is model-checked.
+
+#[cfg(not(loom))]
+mod imp {
+    pub use core::hint::spin_loop;
+    pub use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
+
+    /// `core::cell::UnsafeCell` with loom's closure interface.
+    #[derive(Debug)]
+    pub struct UnsafeCell<T>(core::cell::UnsafeCell<T>);
+
+    impl<T> UnsafeCell<T> {
+        /// Wraps `value`.
+        pub fn new(value: T) -> Self {
+            Self(core::cell::UnsafeCell::new(value))
+        }
+        /// Runs `f` on a shared pointer.
+        #[inline(always)]
+        pub fn with<R>(&self, f: impl FnOnce(*const T) -> R) -> R {
+            f(self.0.get())
+        }
+        /// Runs `f` on an exclusive pointer.
+        #[inline(always)]
+        pub fn with_mut<R>(&self, f: impl FnOnce(*mut T) -> R) -> R {
+            f(self.0.get())
+        }
+    }
+
+    /// Whether a loom test planted this mistake: never, outside a model.
+    #[inline(always)]
+    #[must_use]
+    pub const fn planted(_: super::Mutation) -> bool {
+        false
+    }
+}
+
+#[cfg(loom)]
+mod imp {
+    pub use loom::cell::UnsafeCell;
+    pub use loom::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
+
+    /// Lets loom run somebody else: whoever spins waits for another thread.
+    pub fn spin_loop() {
+        loom::thread::yield_now();
+    }
+
+    std::thread_local! {
+        static PLANTED: core::cell::Cell<Option<super::Mutation>> = const { core::cell::Cell::new(None) };
+    }
+
+    /// Plants one mistake for the models this thread runs from here on (`None`: none).
+    pub fn plant(mutation: Option<super::Mutation>) {
+        PLANTED.with(|p| p.set(mutation));
+    }
+
+    /// Whether this mistake is planted. Loom runs a model's threads on the thread that called it.
+    #[must_use]
+    pub fn planted(mutation: super::Mutation) -> bool {
+        PLANTED.with(core::cell::Cell::get) == Some(mutation)
+    }
+}
+
+pub use imp::*;
+
+/// Mistakes that a loom test plants to see its model fail. Each names a rule the code keeps; outside loom
+/// [`planted`] is the constant `false` and nothing of this is left in the program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Mutation {
+    /// `latch`: the writer publishes a copy before it has written it.
+    LatchPublishEarly,
+    /// `latch`: the reader does not look at the sequence again.
+    LatchNoRecheck,
+    /// `grace`: a reader that comes online makes no fence.
+    GraceNoFence,
+    /// `grace`: `synchronize` does not wait.
+    GraceNoWait,
+    /// `gate`: `close` does not stop new entrants.
+    GateCloseOpen,
+    /// `poll`: drain the source before injecting, and never look at the count.
+    DrainFirst,
+    /// `poll`: a count above one does not inject again (race 46).
+    NoSecondInject,
+    /// `irqfd`: assign does not look for an event already pending.
+    AssignNoPendingCheck,
+    /// `irqfd`: every caller that finds the irqfd queues its shutdown (race 5).
+    ShutdownNoElection,
+    /// `irqfd`: shutdown does not wait for the assigner (race 10).
+    ShutdownIgnoresAssigner,
+    /// `irqfd`: shutdown frees without waiting for the deferred worker (races 2, 8).
+    ShutdownNoFlush,
+    /// `route`: `set_routes` returns without a grace period (D2).
+    RouteNoGrace,
+    /// `route`: the irqfd copies are refreshed outside the lock that lists an irqfd (race 14).
+    RouteRefreshUnlocked,
+}

@@ -1,0 +1,2 @@
+//! pollvisor.
+fn main() {}
