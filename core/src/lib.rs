@@ -7,8 +7,13 @@
 
 pub mod errno;
 pub mod ids;
+pub mod inject;
+pub mod irqfd;
+pub mod poll;
 pub mod prim;
+pub mod route;
 #[allow(unsafe_code, reason = "the one module whose job it is")]
+pub mod source;
 pub mod sync;
 
 pub use errno::Errno;

@@ -80,8 +80,8 @@ pub enum Mutation {
     GraceNoWait,
     /// `gate`: `close` does not stop new entrants.
     GateCloseOpen,
-    /// `poll`: drain the source before injecting, and never look at the count.
-    DrainFirst,
+    /// `poll`: make the source ready again before its signals are taken.
+    RearmBeforeDrain,
     /// `poll`: a count above one does not inject again (race 46).
     NoSecondInject,
     /// `irqfd`: assign does not look for an event already pending.

@@ -46,6 +46,12 @@ impl PendingSet {
         before & (1 << (index % 64)) == 0
     }
 
+    /// Takes `index` out; true when it was in.
+    pub fn remove(&self, index: usize) -> bool {
+        // Acquire: as in `take`.
+        self.words[index / 64].fetch_and(!(1 << (index % 64)), Ordering::Acquire) & (1 << (index % 64)) != 0
+    }
+
     /// Takes everything out and hands each number to `f`; the number of them.
     pub fn take(&self, mut f: impl FnMut(usize)) -> usize {
         let mut count = 0;

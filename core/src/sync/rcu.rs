@@ -49,12 +49,28 @@ impl<T> Rcu<T> {
     /// # Panics
     /// When `reader` is offline or of another domain: both are mistakes of this program.
     pub fn read<R>(&self, reader: &Reader<'_>, f: impl FnOnce(&T) -> R) -> R {
-        assert!(reader.is_online() && reader.is_of(&self.grace), "an Rcu is read by an online reader of its own");
+        assert!(
+            reader.is_online() && reader.is_of(&self.grace),
+            "an Rcu is read by an online reader of its own"
+        );
         // Acquire: pairs with the Release store in `replace`.
         let current = self.current.load(Ordering::Acquire);
         // SAFETY: `replace` makes no `&mut` to this copy before a grace period has passed since it stopped being
         // current, and `reader`, online and borrowed for the whole of `f`, cannot tick in between.
         self.copies[current].with(|table| f(unsafe { &*table }))
+    }
+
+    /// [`read`](Self::read) by a control thread, which is no reader of its own; `relax` is called while every seat
+    /// of the domain is taken.
+    pub fn read_briefly<R>(&self, f: impl FnOnce(&T) -> R, mut relax: impl FnMut()) -> R {
+        let mut reader = loop {
+            match self.grace.register() {
+                Some(reader) => break reader,
+                None => relax(),
+            }
+        };
+        reader.online();
+        self.read(&reader, f)
     }
 
     /// Builds the next table from the current one, publishes it, and waits until nobody reads the old one.

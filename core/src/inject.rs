@@ -1,0 +1,37 @@
+//! The way into the guest, as the core sees it.
+
+use crate::route::{Chip, Msi};
+
+/// Who drives a chip's pin. A pin's level is the OR over its sources, kept by whoever implements [`Inject`] in one
+/// step with the pin write (race 4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum LineSource {
+    /// Edge events: raised and lowered at once (`KVM_USERSPACE_IRQ_SOURCE_ID`).
+    Edge,
+    /// Level events of all resampling irqfds (`KVM_IRQFD_RESAMPLE_IRQ_SOURCE_ID`).
+    Resample,
+}
+
+/// Why an interrupt did not arrive. It is dropped and counted; there is nobody to tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InjectError {
+    /// No LAPIC took it: none has that ID, or it is switched off.
+    Blocked,
+    /// The kernel refused, with this error number.
+    Failed(i32),
+}
+
+/// Delivers interrupts. Called by pollers (`msi` only) and by the deferred worker; must not block.
+pub trait Inject {
+    /// Sends a message.
+    ///
+    /// # Errors
+    /// When no LAPIC accepted it.
+    fn msi(&self, msi: &Msi) -> Result<(), InjectError>;
+
+    /// Sets one source's level on a chip's pin.
+    ///
+    /// # Errors
+    /// When there is no such chip.
+    fn pin(&self, chip: Chip, pin: u32, level: bool, source: LineSource) -> Result<(), InjectError>;
+}

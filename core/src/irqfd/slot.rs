@@ -1,0 +1,127 @@
+//! One irqfd's memory: a line for the poller, a line for everybody else.
+
+use super::state::{Event, Illegal, State};
+use crate::ids::{EventKey, Generation, Gsi, SourceId};
+use crate::prim::{AtomicU32, AtomicU64, Ordering};
+use crate::route::{WORDS, pack};
+use crate::sync::{Gate, Latch};
+
+/// No slot: the end of a chain.
+pub(super) const NONE: u32 = u32::MAX;
+
+/// Storage for one irqfd. A caller makes a table of them; see [`super::Irqfds::new`].
+#[derive(Debug)]
+#[repr(C, align(128))]
+pub struct Slot {
+    // --- the poller's line: read at every event, written by control threads under the irqfd lock ---
+    /// `generation << 8 | state`.
+    word: AtomicU64,
+    /// The route, if it can be delivered at once.
+    pub(super) route: Latch<WORDS>,
+
+    // --- the slow path's line ---
+    /// Signals that the deferred worker still has to deliver.
+    pub(super) owed: AtomicU64,
+    /// Inside: the thread that is assigning this irqfd (race 10).
+    pub(super) assigning: Gate,
+
+    // --- written by `assign` before the slot is listed, constant until it is freed ---
+    key: AtomicU64,
+    resample: AtomicU64,
+    gsi: AtomicU32,
+    has_resample: AtomicU32,
+
+    // --- under the irqfd lock ---
+    /// The next slot of the free list or of the shutdown queue.
+    pub(super) next: AtomicU32,
+    // --- under the resampler lock ---
+    /// The next member of this GSI's resampler.
+    pub(super) next_member: AtomicU32,
+}
+
+impl Slot {
+    /// A free slot.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            word: AtomicU64::new(0),
+            route: Latch::new(pack(None)),
+            owed: AtomicU64::new(0),
+            assigning: Gate::new(),
+            key: AtomicU64::new(0),
+            resample: AtomicU64::new(0),
+            gsi: AtomicU32::new(0),
+            has_resample: AtomicU32::new(0),
+            next: AtomicU32::new(NONE),
+            next_member: AtomicU32::new(NONE),
+        }
+    }
+
+    /// The word an active irqfd of this generation has.
+    #[inline(always)]
+    pub(super) const fn active_word(generation: Generation) -> u64 {
+        word(generation, State::Listed)
+    }
+
+    /// The word now. Acquire: pairs with the Release in [`step`](Self::step), so that a reader that sees an irqfd
+    /// listed sees its route.
+    #[inline(always)]
+    pub(super) fn word(&self) -> u64 {
+        self.word.load(Ordering::Acquire)
+    }
+
+    pub(super) fn state(&self) -> State {
+        State::from_bits(self.word())
+    }
+
+    #[allow(clippy::cast_possible_truncation, reason = "the word holds a 32-bit generation above 8 bits")]
+    pub(super) fn generation(&self) -> Generation {
+        Generation((self.word() >> 8) as u32)
+    }
+
+    /// The one setter of the state. Callers exclude each other by the irqfd lock or by owning the shutdown.
+    pub(super) fn step(&self, event: Event) -> Result<State, Illegal> {
+        let state = self.state().next(event)?;
+        let generation = self.generation();
+        let generation = if matches!(state, State::Free) { generation.next() } else { generation };
+        // Release: pairs with the Acquire in `word`.
+        self.word.store(word(generation, state), Ordering::Release);
+        Ok(state)
+    }
+
+    pub(super) fn describe(&self, key: EventKey, gsi: Gsi, resample: Option<EventKey>) {
+        // Relaxed: published by the Release in `step`, or by the irqfd lock.
+        self.key.store(key.0, Ordering::Relaxed);
+        self.gsi.store(gsi.0, Ordering::Relaxed);
+        self.resample.store(resample.map_or(0, |key| key.0), Ordering::Relaxed);
+        self.has_resample.store(resample.is_some().into(), Ordering::Relaxed);
+    }
+
+    pub(super) fn key(&self) -> EventKey {
+        EventKey(self.key.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn gsi(&self) -> Gsi {
+        Gsi(self.gsi.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn resample(&self) -> Option<EventKey> {
+        (self.has_resample.load(Ordering::Relaxed) != 0)
+            .then(|| EventKey(self.resample.load(Ordering::Relaxed)))
+    }
+
+    pub(super) fn id(&self, index: u32) -> SourceId {
+        SourceId { index, generation: self.generation() }
+    }
+}
+
+impl Default for Slot {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[inline(always)]
+const fn word(generation: Generation, state: State) -> u64 {
+    (generation.0 as u64) << 8 | state as u64
+}
