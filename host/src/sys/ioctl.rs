@@ -1,0 +1,183 @@
+//! Ioctls as a table: one constant each, its number made from the type that it carries.
+//!
+//! `_IOC(dir, type, nr, size)` of `asm-generic/ioctl.h`. VFIO's numbers carry no size; their structs say it in
+//! `argsz`.
+
+use crate::error::{Error, Result};
+use kvm_bindings as kb;
+use std::marker::PhantomData;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+const NONE: u32 = 0;
+const WRITE: u32 = 1;
+const READ: u32 = 2;
+
+const fn ioc(direction: u32, kind: u32, nr: u32, size: usize) -> u32 {
+    assert!(size < 1 << 14);
+    #[allow(clippy::cast_possible_truncation, reason = "checked above")]
+    let size = size as u32;
+    direction << 30 | size << 16 | kind << 8 | nr
+}
+
+/// How the argument is passed.
+#[derive(Debug)]
+pub enum Arg {
+    /// A plain number, or nothing.
+    Value,
+    /// A struct the kernel reads.
+    Read,
+    /// A struct the kernel writes, and may read.
+    Write,
+}
+
+/// One ioctl that carries a `T`.
+#[derive(Debug)]
+pub struct Ioctl<T> {
+    /// Its request number.
+    pub number: u32,
+    /// Its name in the kernel's headers.
+    pub name: &'static str,
+    /// The `KVM_CAP_*` that says whether it is there, where one does.
+    pub capability: Option<u32>,
+    carries: PhantomData<fn(T)>,
+}
+
+const KVMIO: u32 = kb::KVMIO;
+
+const fn make<T>(number: u32, name: &'static str, capability: Option<u32>) -> Ioctl<T> {
+    Ioctl { number, name, capability, carries: PhantomData }
+}
+const fn io(nr: u32, name: &'static str) -> Ioctl<()> {
+    make(ioc(NONE, KVMIO, nr, 0), name, None)
+}
+const fn iow<T>(nr: u32, name: &'static str, capability: Option<u32>) -> Ioctl<T> {
+    make(ioc(WRITE, KVMIO, nr, size_of::<T>()), name, capability)
+}
+const fn ior<T>(nr: u32, name: &'static str, capability: Option<u32>) -> Ioctl<T> {
+    make(ioc(READ, KVMIO, nr, size_of::<T>()), name, capability)
+}
+const fn iowr<T>(nr: u32, name: &'static str, capability: Option<u32>) -> Ioctl<T> {
+    make(ioc(READ | WRITE, KVMIO, nr, size_of::<T>()), name, capability)
+}
+
+macro_rules! table {
+    ($($name:ident : $type:ty = $make:expr;)*) => {
+        $(#[doc = concat!("`", stringify!($name), "`")] pub const $name: Ioctl<$type> = $make;)*
+        /// Every entry: name, number, capability. For tests and for people.
+        pub const TABLE: &[(&str, u32, Option<u32>)] = &[$((stringify!($name), $name.number, $name.capability)),*];
+    };
+}
+
+table! {
+    KVM_GET_API_VERSION: () = io(0x00, "KVM_GET_API_VERSION");
+    KVM_CREATE_VM: () = io(0x01, "KVM_CREATE_VM");
+    KVM_CHECK_EXTENSION: () = io(0x03, "KVM_CHECK_EXTENSION");
+    KVM_GET_VCPU_MMAP_SIZE: () = io(0x04, "KVM_GET_VCPU_MMAP_SIZE");
+    KVM_GET_SUPPORTED_CPUID: kb::kvm_cpuid2 = iowr(0x05, "KVM_GET_SUPPORTED_CPUID", Some(kb::KVM_CAP_EXT_CPUID));
+    KVM_CREATE_VCPU: () = io(0x41, "KVM_CREATE_VCPU");
+    KVM_SET_USER_MEMORY_REGION: kb::kvm_userspace_memory_region =
+        iow(0x46, "KVM_SET_USER_MEMORY_REGION", Some(kb::KVM_CAP_USER_MEMORY));
+    KVM_SET_TSS_ADDR: () = io(0x47, "KVM_SET_TSS_ADDR");
+    KVM_CREATE_IRQCHIP: () = io(0x60, "KVM_CREATE_IRQCHIP");
+    KVM_IRQ_LINE: kb::kvm_irq_level = iow(0x61, "KVM_IRQ_LINE", Some(kb::KVM_CAP_IRQCHIP));
+    KVM_GET_IRQCHIP: kb::kvm_irqchip = iowr(0x62, "KVM_GET_IRQCHIP", Some(kb::KVM_CAP_IRQCHIP));
+    KVM_SET_IRQCHIP: kb::kvm_irqchip = ior(0x63, "KVM_SET_IRQCHIP", Some(kb::KVM_CAP_IRQCHIP));
+    KVM_SET_GSI_ROUTING: kb::kvm_irq_routing = iow(0x6a, "KVM_SET_GSI_ROUTING", Some(kb::KVM_CAP_IRQ_ROUTING));
+    KVM_IRQFD: kb::kvm_irqfd = iow(0x76, "KVM_IRQFD", Some(kb::KVM_CAP_IRQFD));
+    KVM_RUN: () = io(0x80, "KVM_RUN");
+    KVM_SET_REGS: kb::kvm_regs = iow(0x82, "KVM_SET_REGS", None);
+    KVM_GET_SREGS: kb::kvm_sregs = ior(0x83, "KVM_GET_SREGS", None);
+    KVM_SET_SREGS: kb::kvm_sregs = iow(0x84, "KVM_SET_SREGS", None);
+    KVM_GET_MSRS: kb::kvm_msrs = iowr(0x88, "KVM_GET_MSRS", None);
+    KVM_SET_MSRS: kb::kvm_msrs = iow(0x89, "KVM_SET_MSRS", None);
+    KVM_GET_LAPIC: kb::kvm_lapic_state = ior(0x8e, "KVM_GET_LAPIC", Some(kb::KVM_CAP_IRQCHIP));
+    KVM_SET_LAPIC: kb::kvm_lapic_state = iow(0x8f, "KVM_SET_LAPIC", Some(kb::KVM_CAP_IRQCHIP));
+    KVM_SET_CPUID2: kb::kvm_cpuid2 = iow(0x90, "KVM_SET_CPUID2", Some(kb::KVM_CAP_EXT_CPUID));
+    KVM_ENABLE_CAP: kb::kvm_enable_cap = iow(0xa3, "KVM_ENABLE_CAP", Some(kb::KVM_CAP_ENABLE_CAP_VM));
+    KVM_SIGNAL_MSI: kb::kvm_msi = iow(0xa5, "KVM_SIGNAL_MSI", Some(kb::KVM_CAP_SIGNAL_MSI));
+    KVM_SET_DEVICE_ATTR: kb::kvm_device_attr = iow(0xe1, "KVM_SET_DEVICE_ATTR", Some(kb::KVM_CAP_DEVICE_CTRL));
+    KVM_GET_DEVICE_ATTR: kb::kvm_device_attr = iow(0xe2, "KVM_GET_DEVICE_ATTR", Some(kb::KVM_CAP_DEVICE_CTRL));
+    VFIO_GET_API_VERSION: () = make(vfio_nr(0), "VFIO_GET_API_VERSION", None);
+    VFIO_CHECK_EXTENSION: () = make(vfio_nr(1), "VFIO_CHECK_EXTENSION", None);
+}
+
+const fn vfio_nr(nr: u32) -> u32 {
+    ioc(NONE, vfio_bindings::bindings::vfio::VFIO_TYPE as u32, vfio_bindings::bindings::vfio::VFIO_BASE + nr, 0)
+}
+
+/// An ioctl that carries a number or nothing.
+///
+/// # Errors
+/// The kernel's, naming the ioctl.
+pub fn value(fd: BorrowedFd<'_>, ioctl: &Ioctl<()>, argument: usize) -> Result<i32> {
+    // SAFETY: ioctls of `Ioctl<()>` take no pointer.
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::c_ulong::from(ioctl.number), argument) };
+    checked(ioctl.name, result)
+}
+
+/// An ioctl whose struct the kernel only reads.
+///
+/// # Safety
+/// Pointers inside `argument` must be valid for what the kernel does with them, for as long as it does, and a
+/// variable-length array that it says it has must follow it.
+///
+/// # Errors
+/// The kernel's, naming the ioctl.
+pub unsafe fn read<T>(fd: BorrowedFd<'_>, ioctl: &Ioctl<T>, argument: *const T) -> Result<i32> {
+    // SAFETY: the number says how much is read, and it was made from `T`; for the rest the caller vouches.
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::c_ulong::from(ioctl.number), argument) };
+    checked(ioctl.name, result)
+}
+
+/// An ioctl whose struct the kernel writes.
+///
+/// # Safety
+/// As for [`read`].
+///
+/// # Errors
+/// The kernel's, naming the ioctl.
+pub unsafe fn write<T>(fd: BorrowedFd<'_>, ioctl: &Ioctl<T>, argument: *mut T) -> Result<i32> {
+    // SAFETY: the number says how much is written, and it was made from `T`; for the rest the caller vouches.
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::c_ulong::from(ioctl.number), argument) };
+    checked(ioctl.name, result)
+}
+
+fn checked(name: &str, result: i32) -> Result<i32> {
+    if result < 0 { Err(Error::last_os(name)) } else { Ok(result) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_the_kernels() {
+        for (name, number) in [
+            ("KVM_GET_API_VERSION", 0xae00),
+            ("KVM_SET_USER_MEMORY_REGION", 0x4020_ae46),
+            ("KVM_GET_IRQCHIP", 0xc208_ae62),
+            ("KVM_SET_IRQCHIP", 0x8208_ae63),
+            ("KVM_SET_GSI_ROUTING", 0x4008_ae6a),
+            ("KVM_IRQFD", 0x4020_ae76),
+            ("KVM_SIGNAL_MSI", 0x4020_aea5),
+            ("KVM_IRQ_LINE", 0x4008_ae61),
+            ("KVM_GET_LAPIC", 0x8400_ae8e),
+            ("KVM_SET_LAPIC", 0x4400_ae8f),
+            ("KVM_ENABLE_CAP", 0x4068_aea3),
+            ("KVM_SET_DEVICE_ATTR", 0x4018_aee1),
+            ("KVM_SET_SREGS", 0x4138_ae84),
+            ("VFIO_GET_API_VERSION", 0x3b64),
+            ("VFIO_CHECK_EXTENSION", 0x3b65),
+        ] {
+            let entry = TABLE.iter().find(|entry| entry.0 == name).expect(name);
+            assert_eq!(entry.1, number, "{name} is {:#x}", entry.1);
+        }
+    }
+
+    #[test]
+    fn no_number_stands_twice() {
+        for (at, entry) in TABLE.iter().enumerate() {
+            assert!(TABLE[..at].iter().all(|other| other.1 != entry.1), "{}", entry.0);
+        }
+    }
+}

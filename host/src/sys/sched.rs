@@ -1,0 +1,89 @@
+//! Priorities, timer slack, thread signals, locked memory limits.
+
+use crate::error::{Error, Result};
+use std::os::unix::thread::JoinHandleExt;
+
+/// Makes the calling thread `SCHED_FIFO` with this priority (1..=99).
+///
+/// # Errors
+/// EPERM without `CAP_SYS_NICE` or an RLIMIT_RTPRIO.
+pub fn fifo(priority: i32) -> Result<()> {
+    let parameters = libc::sched_param { sched_priority: priority };
+    // SAFETY: a plain struct, of this thread.
+    if unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameters) } != 0 {
+        return Err(Error::last_os(format!("SCHED_FIFO priority {priority} for this thread")).remedy_for(
+            libc::EPERM,
+            "grant CAP_SYS_NICE or raise the rtprio limit (ulimit -r), or leave out fifo=on",
+        ));
+    }
+    Ok(())
+}
+
+/// Locks all pages of this process, present and future.
+///
+/// # Errors
+/// ENOMEM or EPERM when the limit is too low.
+pub fn lock_memory() -> Result<()> {
+    // SAFETY: no pointers.
+    if unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE) } != 0 {
+        return Err(Error::last_os("locking memory (mlockall)")
+            .remedy("raise the memlock limit (ulimit -l unlimited) or grant CAP_IPC_LOCK"));
+    }
+    Ok(())
+}
+
+/// How many bytes this process may lock; `None`: as many as there are.
+#[must_use]
+pub fn memlock_limit() -> Option<u64> {
+    // SAFETY: CAP_IPC_LOCK lifts the limit; only root is recognised here.
+    if unsafe { libc::geteuid() } == 0 {
+        return None;
+    }
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: writes one struct.
+    unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) };
+    (limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
+}
+
+/// Sets the calling thread's timer slack, so that its sleeps end when they should.
+pub fn timer_slack(nanoseconds: u64) {
+    // SAFETY: no pointers; a refusal leaves the default, which is only less exact.
+    unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, nanoseconds, 0, 0, 0) };
+}
+
+/// The signal that takes a vCPU thread out of `KVM_RUN`.
+fn kick_signal() -> i32 {
+    libc::SIGRTMIN()
+}
+
+extern "C" fn on_kick(_: i32) {}
+
+/// Makes the kick a signal that interrupts system calls and does nothing else. Once per process is enough.
+pub fn handle_kicks() {
+    let handler: extern "C" fn(i32) = on_kick;
+    // SAFETY: a zeroed sigaction is valid (no flags, so no SA_RESTART; empty mask); the handler does nothing, which
+    // is async-signal-safe.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = handler as *const () as usize;
+        libc::sigaction(kick_signal(), &raw const action, std::ptr::null_mut());
+    }
+}
+
+/// Interrupts the system call that `thread` is in, or nothing.
+pub fn kick<T>(thread: &std::thread::JoinHandle<T>) {
+    // SAFETY: the handle keeps the thread's ID valid until it is joined.
+    unsafe { libc::pthread_kill(thread.as_pthread_t(), kick_signal()) };
+}
+
+/// The number of memory faults (minor, major) and context switches (voluntary, forced) of the calling thread.
+#[must_use]
+pub fn thread_usage() -> (i64, i64, i64, i64) {
+    // SAFETY: writes one struct, for which all zeroes are valid.
+    let usage = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage);
+        usage
+    };
+    (usage.ru_minflt, usage.ru_majflt, usage.ru_nvcsw, usage.ru_nivcsw)
+}
