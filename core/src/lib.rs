@@ -7,6 +7,8 @@
 
 pub mod errno;
 pub mod ids;
+pub mod ioapic;
+pub mod msix;
 pub mod prim;
 #[allow(unsafe_code, reason = "the one module whose job it is")]
 pub mod sync;
