@@ -51,6 +51,8 @@ mod sets;
 mod state;
 
 #[cfg(all(test, not(loom)))]
+mod against_model;
+#[cfg(all(test, not(loom)))]
 mod model;
 #[cfg(all(test, not(loom)))]
 mod tests;
