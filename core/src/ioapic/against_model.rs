@@ -146,8 +146,9 @@ fn every_state_and_event() {
 
 fn a_step() -> impl Strategy<Value = Step> {
     // Few pins and vectors, so that they meet.
-    let entry = (0u32..3, 0u32..2, 0u32..4, 0u32..8)
-        .prop_map(|(v, mode, m, mask)| 0x30 + v | mode << 8 | (m & 1) << 15 | u32::from(mask == 0) << 16);
+    let entry = (0u32..3, 0u32..2, 0u32..4, 0u32..8).prop_map(|(v, mode, m, mask)| {
+        (0x30 + v) | (mode << 8) | ((m & 1) << 15) | (u32::from(mask == 0) << 16)
+    });
     let line = (0u8..3, prop_oneof![Just(0u8), Just(63)], any::<bool>());
     let between = prop::collection::vec(line.clone().prop_map(|(n, s, up)| (usize::from(n), s, up)), 0..3);
     prop_oneof![
