@@ -59,6 +59,7 @@ impl Pair {
             }
             Step::Line(n, source, up) => {
                 got.extend(self.chip.set_line(pin(*n), *source, *up).unwrap().deliver());
+                told = Some(false);
                 self.model.line(usize::from(*n), *source, *up).into_iter().collect()
             }
             Step::Eoi(vector, between) => {

@@ -15,7 +15,8 @@
 //!
 //! **Race 20.** A pin with a resampler ([`Ioapic::set_resampler`]) whose pending level becomes deliverable by a
 //! register write is not delivered: its pending bit is cleared and [`Written::resample`] names it. The owner
-//! lowers its source, asks the device, and raises it again if there is still a reason.
+//! lowers its source (also when it is down: that looks at the pin's other sources anew), asks the device, and
+//! raises it again if there is still a reason.
 //!
 //! **Race 21.** The guest may rewrite an entry while its level interrupt is in service. Each pin remembers the
 //! *vectors* it has delivered until their EOIs come: they stay in [`Ioapic::eoi_vectors`], and their EOI is
@@ -115,6 +116,8 @@ pub struct Deliver {
     pub vector: u8,
     /// Which delivery of the pin this is.
     serial: u32,
+    /// Its EOI was not waited for already, on account of an earlier one.
+    owes_anew: bool,
 }
 
 /// What a change of a line came to.
@@ -247,9 +250,8 @@ impl Ioapic {
             Trigger::Level => self.entries[pin.index()] = entry.with_remote_irr(true),
             Trigger::Edge => self.irr_delivered.insert(pin),
         }
-        if entry.delivery_mode().has_eoi() && self.awaits_eoi(pin) {
-            self.in_service[pin.index()].insert(entry.vector());
-        }
+        let owes_eoi = entry.delivery_mode().has_eoi() && self.awaits_eoi(pin);
+        let owes_anew = owes_eoi && self.in_service[pin.index()].insert(entry.vector());
         // A new service: an EOI half-way through is about the one before.
         self.acking.remove(pin);
         self.serial[pin.index()] = self.serial[pin.index()].wrapping_add(1);
@@ -259,6 +261,7 @@ impl Ioapic {
             trigger: entry.trigger(),
             vector: entry.vector(),
             serial: self.serial[pin.index()],
+            owes_anew,
         })
     }
 
@@ -274,7 +277,9 @@ impl Ioapic {
         }
         let before = self.exits();
         self.entries[index] = self.entries[index].with_remote_irr(false);
-        self.in_service[index].remove(deliver.vector);
+        if deliver.owes_anew {
+            self.in_service[index].remove(deliver.vector);
+        }
         self.exits() != before
     }
 

@@ -22,6 +22,8 @@ pub struct ModelPin {
     /// Level (or resampled) deliveries whose EOI is outstanding.
     pub owed: Vec<u8>,
     pub resampler: bool,
+    /// The latest delivery is why its vector is in `owed`.
+    pub owes_anew: bool,
 }
 
 /// A delivery, as much of it as the model says: pin, vector, level.
@@ -105,7 +107,8 @@ impl Model {
         } else {
             pin.sent = true;
         }
-        if (pin.level || pin.resampler) && pin.mode < 2 && !pin.owed.contains(&pin.vector) {
+        pin.owes_anew = (pin.level || pin.resampler) && pin.mode < 2 && !pin.owed.contains(&pin.vector);
+        if pin.owes_anew {
             pin.owed.push(pin.vector);
         }
         Some((n, pin.vector, pin.level))
@@ -197,7 +200,8 @@ impl Model {
     pub fn refused(&mut self, (n, vector, level): Sent) {
         if level {
             self.pins[n].remote_irr = false;
-            self.pins[n].owed.retain(|owed| *owed != vector);
+            let anew = self.pins[n].owes_anew;
+            self.pins[n].owed.retain(|owed| *owed != vector || !anew);
         }
     }
 

@@ -122,9 +122,12 @@ impl VectorSet {
         (0..=u8::MAX).filter(|vector| self.contains(*vector))
     }
 
-    pub(super) const fn insert(&mut self, vector: u8) {
+    /// Puts `vector` in; whether it was not in before.
+    pub(super) const fn insert(&mut self, vector: u8) -> bool {
         let (word, bit) = Self::place(vector);
+        let was = self.0[word] & bit != 0;
         self.0[word] |= bit;
+        !was
     }
 
     /// Takes `vector` out; whether it was in.

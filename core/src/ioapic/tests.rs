@@ -200,6 +200,13 @@ fn an_unmask_asks_the_resampler_first() {
     assert_eq!(chip.save().irr, 0);
     lower(&mut chip, 10);
     assert!(raise(&mut chip, 10).deliver().is_some());
+
+    // A second source on the pin, which has no resampler, is not forgotten: the owner's lowering looks at it.
+    assert_eq!(chip.set_line(pin(10), 1, true), Ok(Line::InService));
+    let _ = low(&mut chip, 10, MASKED | LEVEL | 0x60);
+    assert!(eoi(&mut chip, 0x60).is_empty());
+    assert!(low(&mut chip, 10, LEVEL | 0x60).resample.is_some());
+    assert!(chip.set_line(pin(10), 0, false).unwrap().deliver().is_some());
 }
 
 /// Race 21: the EOI of the vector that was delivered reaches the pin, and then is waited for no longer.
@@ -256,6 +263,13 @@ fn refused_by_every_local_apic() {
     let _ = low(&mut chip, 6, LEVEL | 0x42);
     assert!(chip.refused(&second));
     assert!(!chip.eoi_vectors().contains(0x41));
+    // An earlier delivery of the same vector, let go by edge-and-back, is waited for still.
+    assert!(raise(&mut chip, 6).deliver().is_some());
+    let _ = low(&mut chip, 6, 0x42);
+    let again = low(&mut chip, 6, LEVEL | 0x42).deliver.unwrap();
+    let _ = low(&mut chip, 6, LEVEL | 0x43);
+    assert!(!chip.refused(&again));
+    assert!(chip.eoi_vectors().contains(0x42));
     let _ = low(&mut chip, 6, 0x42);
     lower(&mut chip, 6);
     let edge = raise(&mut chip, 6).deliver().unwrap();
