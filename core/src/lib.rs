@@ -8,12 +8,14 @@
 pub mod errno;
 pub mod ids;
 pub mod inject;
+pub mod ioapic;
 pub mod irqfd;
+pub mod msix;
 pub mod poll;
 pub mod prim;
 pub mod route;
-#[allow(unsafe_code, reason = "the one module whose job it is")]
 pub mod source;
+#[allow(unsafe_code, reason = "the one module whose job it is")]
 pub mod sync;
 
 pub use errno::Errno;

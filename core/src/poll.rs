@@ -71,6 +71,16 @@ impl<'a, S: AsRef<[Slot]>> Poller<'a, S> {
         Some(Self { irqfds, reader, batch: Vec::new() })
     }
 
+    /// Between passes: goes offline, to sleep. No control thread waits for this poller meanwhile.
+    pub fn pause(&mut self) {
+        self.reader.offline();
+    }
+
+    /// Ends a [`pause`](Self::pause).
+    pub fn resume(&mut self) {
+        self.reader.online();
+    }
+
     /// One bounded pass; how many events it took.
     #[inline]
     pub fn pass(

@@ -9,6 +9,8 @@ pub struct Fired {
     pub id: SourceId,
     /// The source's own note, passed back to it.
     pub token: u64,
+    /// When it was signalled, by the source's own account in the observer's unit of time; 0: it does not say.
+    pub stamp: u64,
     /// Whether the producer hung up.
     pub hang_up: bool,
 }

@@ -1,8 +1,19 @@
 //! The host side of pollvisor: raw system calls, the kernel's objects, the threads of the interrupt path.
 #![deny(unsafe_code)]
 
+pub mod clock;
 pub mod error;
+pub mod guest;
+pub mod interrupts;
+pub mod pin;
+pub mod poller;
+pub mod record;
+pub mod session;
+pub mod source;
 #[allow(unsafe_code, reason = "the one floor of system calls and shared memory")]
 pub mod sys;
+pub mod vcpu;
+pub mod vm;
+mod workers;
 
 pub use error::{Error, Result};

@@ -110,7 +110,9 @@ impl Context {
         };
         let ring = context.ring();
         if ring.magic != MAGIC || ring.incompat_features != 0 {
-            return Err(Error::new("the kernel's AIO ring is not of the form that can be read from user space"));
+            return Err(Error::new(
+                "the kernel's AIO ring is not of the form that can be read from user space",
+            ));
         }
         (context.nr, context.head) = (ring.nr, ring.head.load(Ordering::Relaxed));
         Ok(context)

@@ -99,6 +99,12 @@ impl Region {
         self.bells
     }
 
+    /// Where it is mapped, page-aligned: different for every region of this process.
+    #[must_use]
+    pub fn address(&self) -> usize {
+        self.mapping.address() as usize
+    }
+
     fn header(&self) -> &Header {
         // SAFETY: the mapping is at least a header long and page-aligned; all fields are atomics.
         unsafe { &*self.mapping.address().cast() }

@@ -124,8 +124,9 @@ impl Epoll {
     pub fn add(&self, fd: BorrowedFd<'_>, token: u64) -> Result<()> {
         let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: token };
         // SAFETY: one struct, and `fd` is open.
-        let result =
-            unsafe { libc::epoll_ctl(self.0.as_raw_fd(), libc::EPOLL_CTL_ADD, fd.as_raw_fd(), &raw mut event) };
+        let result = unsafe {
+            libc::epoll_ctl(self.0.as_raw_fd(), libc::EPOLL_CTL_ADD, fd.as_raw_fd(), &raw mut event)
+        };
         if result < 0 { Err(Error::last_os("watching a descriptor with epoll")) } else { Ok(()) }
     }
 

@@ -102,7 +102,12 @@ table! {
 }
 
 const fn vfio_nr(nr: u32) -> u32 {
-    ioc(NONE, vfio_bindings::bindings::vfio::VFIO_TYPE as u32, vfio_bindings::bindings::vfio::VFIO_BASE + nr, 0)
+    ioc(
+        NONE,
+        vfio_bindings::bindings::vfio::VFIO_TYPE as u32,
+        vfio_bindings::bindings::vfio::VFIO_BASE + nr,
+        0,
+    )
 }
 
 /// An ioctl that carries a number or nothing.

@@ -35,7 +35,10 @@ impl Kvm {
         let kvm = Self(file);
         let version = io::value(kvm.0.as_fd(), &io::KVM_GET_API_VERSION, 0)?;
         if u32::try_from(version) != Ok(kb::KVM_API_VERSION) {
-            return Err(Error::new(format!("KVM has API version {version}, this needs {}", kb::KVM_API_VERSION)));
+            return Err(Error::new(format!(
+                "KVM has API version {version}, this needs {}",
+                kb::KVM_API_VERSION
+            )));
         }
         Ok(kvm)
     }
@@ -50,7 +53,8 @@ impl Kvm {
     /// The first ioctl of the table that this kernel does not have.
     #[must_use]
     pub fn missing(&self) -> Option<&'static str> {
-        let missing = |entry: &&(&'static str, u32, Option<u32>)| entry.2.is_some_and(|cap| self.capability(cap) == 0);
+        let missing =
+            |entry: &&(&'static str, u32, Option<u32>)| entry.2.is_some_and(|cap| self.capability(cap) == 0);
         io::TABLE.iter().find(missing).map(|entry| entry.0)
     }
 
@@ -71,7 +75,8 @@ impl Kvm {
     /// # Errors
     /// The kernel's.
     pub fn supported_cpuid(&self) -> Result<Vec<kb::kvm_cpuid_entry2>> {
-        let mut cpuid = kb::CpuId::new(kb::KVM_MAX_CPUID_ENTRIES).map_err(|_| Error::new("too many CPUID entries"))?;
+        let mut cpuid =
+            kb::CpuId::new(kb::KVM_MAX_CPUID_ENTRIES).map_err(|_| Error::new("too many CPUID entries"))?;
         // SAFETY: the wrapper has room for as many entries as it says.
         unsafe { io::write(self.0.as_fd(), &io::KVM_GET_SUPPORTED_CPUID, cpuid.as_mut_fam_struct_ptr())? };
         Ok(cpuid.as_slice().to_vec())

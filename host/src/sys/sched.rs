@@ -87,3 +87,10 @@ pub fn thread_usage() -> (i64, i64, i64, i64) {
     };
     (usage.ru_minflt, usage.ru_majflt, usage.ru_nvcsw, usage.ru_nivcsw)
 }
+
+/// The kernel's number of the calling thread.
+#[must_use]
+pub fn thread_id() -> u32 {
+    // SAFETY: no pointers.
+    unsafe { libc::gettid() }.cast_unsigned()
+}

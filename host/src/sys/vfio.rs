@@ -16,7 +16,9 @@ pub fn describe() -> &'static str {
     if version.and_then(|v| u32::try_from(v).ok()) != Some(VFIO_API_VERSION) {
         return "unknown API version";
     }
-    let has = |kind: u32| ioctl::value(container.as_fd(), &VFIO_CHECK_EXTENSION, kind as usize).is_ok_and(|v| v > 0);
+    let has = |kind: u32| {
+        ioctl::value(container.as_fd(), &VFIO_CHECK_EXTENSION, kind as usize).is_ok_and(|v| v > 0)
+    };
     if has(VFIO_TYPE1v2_IOMMU) {
         "type1v2"
     } else if has(VFIO_TYPE1_IOMMU) {

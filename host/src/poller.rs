@@ -1,0 +1,175 @@
+//! The one busy loop: a pinned thread that makes the core's passes over its lane.
+
+use crate::error::{Error, Result};
+use crate::interrupts::Interrupts;
+use crate::pin::Placement;
+use crate::record::{Exchange, Figures, Recorder};
+use crate::source::{Lane, Port};
+use crate::sys::{fd::EventFd, sched};
+use pollvisor_core::poll::Poller;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+
+/// What others may know of a running poller.
+#[derive(Debug, Default)]
+pub struct Vital {
+    stop: AtomicBool,
+    /// Passes made; a measure of how quick an idle look is.
+    passes: AtomicU64,
+    /// The kernel's number of the thread, for whoever wants to watch its system calls.
+    thread: AtomicU32,
+}
+
+/// A poller's thread. Dropping it stops it.
+#[derive(Debug)]
+pub struct PollerThread {
+    thread: Option<JoinHandle<Result<Figures>>>,
+    vital: Arc<Vital>,
+    port: Arc<Port>,
+    exchange: Arc<Exchange>,
+    lacking: Vec<String>,
+}
+
+/// Idle passes between two notes of how many there were.
+const NOTE_EVERY: u64 = 1024;
+
+impl PollerThread {
+    /// Starts a poller on a lane of `interrupts`, recording into `figures`. Returns once it is in place.
+    ///
+    /// # Errors
+    /// When it cannot be placed as asked, or all reader seats are taken.
+    pub fn start(
+        interrupts: &Arc<Interrupts>,
+        mut lane: Lane,
+        figures: Figures,
+        placement: Placement,
+        name: &str,
+    ) -> Result<Self> {
+        let vital = Arc::new(Vital::default());
+        let port = lane.port().clone();
+        let mut recorder = interrupts.recorder(figures);
+        let exchange = recorder.exchange().clone();
+        let (ready, started) = mpsc::sync_channel(1);
+        let (its_vital, interrupts, who) = (vital.clone(), interrupts.clone(), name.to_string());
+        let body = move || -> Result<Figures> {
+            let vital = its_vital;
+            let placed = placement.apply(&who);
+            let failed = placed.as_ref().err().cloned();
+            // The receiver waits for exactly this.
+            let _ = ready.send(placed);
+            if let Some(error) = failed {
+                return Err(error);
+            }
+            vital.thread.store(sched::thread_id(), Ordering::Release);
+            if lane.is_blocking() {
+                blocking(&interrupts, &mut lane, &mut recorder, &vital)?;
+            } else {
+                polling(&interrupts, &mut lane, &mut recorder, &vital)?;
+            }
+            Ok(recorder.finish())
+        };
+        let thread = std::thread::Builder::new().name(name.to_string()).spawn(body);
+        let thread = thread.map_err(|e| Error::os(format!("starting the thread of {name}"), &e))?;
+        let lacking = match started.recv() {
+            Ok(placed) => placed?,
+            Err(_) => return Err(Error::new(format!("{name} ended before it began"))),
+        };
+        Ok(Self { thread: Some(thread), vital, port, exchange, lacking })
+    }
+
+    /// The lane's control side.
+    #[must_use]
+    pub fn port(&self) -> &Arc<Port> {
+        &self.port
+    }
+
+    /// Where to ask for its figures.
+    #[must_use]
+    pub fn exchange(&self) -> &Exchange {
+        &self.exchange
+    }
+
+    /// What its placement lacks.
+    #[must_use]
+    pub fn lacking(&self) -> &[String] {
+        &self.lacking
+    }
+
+    /// Passes made so far, to the nearest thousand.
+    #[must_use]
+    pub fn passes(&self) -> u64 {
+        self.vital.passes.load(Ordering::Relaxed)
+    }
+
+    /// The kernel's number of its thread.
+    #[must_use]
+    pub fn thread_id(&self) -> u32 {
+        self.vital.thread.load(Ordering::Acquire)
+    }
+
+    /// Stops it and takes what it measured since it was last asked. Its sources are watched no more.
+    ///
+    /// # Errors
+    /// When it ended by itself.
+    pub fn stop(mut self) -> Result<Figures> {
+        self.halt().unwrap_or_else(|| Err(Error::new("the poller was stopped already")))
+    }
+
+    fn halt(&mut self) -> Option<Result<Figures>> {
+        self.vital.stop.store(true, Ordering::Release);
+        self.port.wake().inspect(|wake| wake.signal(1));
+        let thread = self.thread.take()?;
+        Some(thread.join().unwrap_or_else(|_| Err(Error::new("a poller panicked"))))
+    }
+}
+
+impl Drop for PollerThread {
+    fn drop(&mut self) {
+        let _figures = self.halt();
+    }
+}
+
+fn seat(interrupts: &Interrupts) -> Result<Poller<'_, Box<[pollvisor_core::irqfd::Slot]>>> {
+    Poller::new(interrupts.irqfds()).ok_or_else(|| Error::new("too many pollers and workers on one VM"))
+}
+
+/// No system call, no lock and no allocation in here, as long as nothing happens.
+fn polling(interrupts: &Interrupts, lane: &mut Lane, recorder: &mut Recorder, vital: &Vital) -> Result<()> {
+    let mut poller = seat(interrupts)?;
+    let mut passes = 0u64;
+    while !vital.stop.load(Ordering::Relaxed) {
+        lane.obey();
+        let events = poller.pass(lane, interrupts.inject(), recorder);
+        recorder.turn();
+        passes += 1;
+        if passes % NOTE_EVERY == 0 {
+            vital.passes.store(passes, Ordering::Relaxed);
+        }
+        if events == 0 {
+            std::hint::spin_loop();
+        }
+    }
+    Ok(())
+}
+
+/// The way that sleeps: offline while it does, so that no control thread waits for it.
+fn blocking(interrupts: &Interrupts, lane: &mut Lane, recorder: &mut Recorder, vital: &Vital) -> Result<()> {
+    let mut poller = seat(interrupts)?;
+    while !vital.stop.load(Ordering::Relaxed) {
+        poller.pause();
+        lane.wait();
+        poller.resume();
+        lane.obey();
+        poller.pass(lane, interrupts.inject(), recorder);
+        recorder.turn();
+        vital.passes.fetch_add(1, Ordering::Relaxed);
+    }
+    Ok(())
+}
+
+/// Wakes the blocking poller behind `port`, so that it looks at its exchange.
+pub fn nudge(port: &Port) {
+    let _woken: Option<&EventFd> = port.wake().inspect(|wake| wake.signal(1));
+}

@@ -1,0 +1,333 @@
+//! What a thread of the interrupt path measured, kept to itself until somebody asks.
+//!
+//! ```text
+//!  reporter                              poller (owns `Recorder`)
+//!  exchange.offer(empty buffers) ──────► between passes: swaps it for the full ones
+//!  exchange.take() ◄──────────────────── hands the full ones back
+//! ```
+//! Nobody interrupts the poller to read, and it neither allocates nor frees: buffers go round.
+
+use crate::clock::Clock;
+use crate::sys::fd::EventFd;
+use crossbeam_queue::ArrayQueue;
+use hdrhistogram::Histogram;
+use pollvisor_core::irqfd::Outcome;
+use pollvisor_core::poll::Observer;
+use pollvisor_core::source::Fired;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// The longest latency that is recorded, in nanoseconds; a longer one counts as this and in `overlong`.
+pub const LONGEST_NS: u64 = 60_000_000_000;
+
+/// A stretch of an interrupt's way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// From the signal to the poller's first sight of it.
+    SignalToSeen,
+    /// From there to the end of the injecting call.
+    SeenToInjected,
+    /// From the signal until the in-kernel LAPIC has the interrupt.
+    SignalToAccepted,
+    /// From the signal to the first instruction of the guest's handler.
+    SignalToHandler,
+}
+
+impl Stage {
+    /// All, in the order of an interrupt's way.
+    pub const ALL: [Self; 4] =
+        [Self::SignalToSeen, Self::SeenToInjected, Self::SignalToAccepted, Self::SignalToHandler];
+
+    /// The key in JSON.
+    #[must_use]
+    pub const fn key(self) -> &'static str {
+        match self {
+            Self::SignalToSeen => "signal_to_seen",
+            Self::SeenToInjected => "seen_to_injected",
+            Self::SignalToAccepted => "signal_to_accepted",
+            Self::SignalToHandler => "signal_to_handler",
+        }
+    }
+
+    /// The name in a table.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::SignalToSeen => "signal → seen",
+            Self::SeenToInjected => "seen → injected",
+            Self::SignalToAccepted => "signal → accepted",
+            Self::SignalToHandler => "signal → handler",
+        }
+    }
+}
+
+/// Histograms of one source of latencies, in nanoseconds. `None` where the stage is not measured.
+#[derive(Debug, Clone)]
+pub struct Stages([Option<Histogram<u64>>; 4]);
+
+impl Stages {
+    /// Empty histograms for `stages`, with this many significant digits, their memory touched.
+    #[must_use]
+    pub fn new(stages: &[Stage], digits: u8) -> Self {
+        let histogram = |stage: &Stage| {
+            let wanted = stages.contains(stage);
+            let mut histogram =
+                wanted.then(|| Histogram::new_with_bounds(1, LONGEST_NS, digits).ok()).flatten();
+            // Writes every counter once, so that no page is missing on the hot path.
+            if let Some(histogram) = &mut histogram {
+                histogram.reset();
+            }
+            histogram
+        };
+        Self([0, 1, 2, 3].map(|i| histogram(&Stage::ALL[i])))
+    }
+
+    /// Records one latency.
+    #[inline]
+    pub fn record(&mut self, stage: Stage, ns: u64) {
+        if let Some(histogram) = &mut self.0[stage as usize] {
+            histogram.saturating_record(ns);
+        }
+    }
+
+    /// The histogram of a stage, if it is measured.
+    #[must_use]
+    pub fn get(&self, stage: Stage) -> Option<&Histogram<u64>> {
+        self.0[stage as usize].as_ref()
+    }
+
+    /// Adds another's figures; its stages join.
+    pub fn add(&mut self, other: &Self) {
+        for (mine, theirs) in self.0.iter_mut().zip(&other.0) {
+            match (mine.as_mut(), theirs) {
+                (Some(mine), Some(theirs)) => {
+                    let _same_bounds = mine.add(theirs);
+                }
+                (None, Some(theirs)) => *mine = Some(theirs.clone()),
+                _ => {}
+            }
+        }
+    }
+
+    fn reset(&mut self) {
+        for histogram in self.0.iter_mut().flatten() {
+            histogram.reset();
+        }
+    }
+}
+
+/// One thread's figures since they were last taken.
+#[derive(Debug, Clone)]
+pub struct Figures {
+    /// All vectors together.
+    pub stages: Stages,
+    /// Each vector by itself, less precisely; empty where nobody wants that.
+    pub vectors: Vec<Stages>,
+    /// What became of each vector's signals.
+    pub ledger: Vec<Outcome>,
+    /// The last signal → accepted of each vector, in nanoseconds.
+    pub latest: Vec<u64>,
+    /// Events without a signal in them: an interrupt for nothing.
+    pub spurious: u64,
+    /// Deliveries whose signal's time is not known.
+    pub unstamped: u64,
+    /// Signals seen before they were made: clocks that disagree.
+    pub negative: u64,
+    /// Events handed to the deferred worker.
+    pub deferred: u64,
+}
+
+const DIGITS: u8 = 3;
+const VECTOR_DIGITS: u8 = 2;
+
+impl Figures {
+    /// Empty figures of `vectors` vectors. `each`: a histogram for every vector, too.
+    #[must_use]
+    pub fn new(stages: &[Stage], vectors: usize, each: bool) -> Self {
+        Self {
+            stages: Stages::new(stages, DIGITS),
+            vectors: (0..if each { vectors } else { 0 })
+                .map(|_| Stages::new(stages, VECTOR_DIGITS))
+                .collect(),
+            ledger: vec![Outcome::default(); vectors],
+            latest: vec![0; vectors],
+            spurious: 0,
+            unstamped: 0,
+            negative: 0,
+            deferred: 0,
+        }
+    }
+
+    /// Records one latency of one vector.
+    #[inline]
+    pub fn record(&mut self, vector: usize, stage: Stage, ns: u64) {
+        self.stages.record(stage, ns);
+        if let Some(stages) = self.vectors.get_mut(vector) {
+            stages.record(stage, ns);
+        }
+    }
+
+    /// Adds another thread's figures, of the same vectors.
+    pub fn add(&mut self, other: &Self) {
+        self.stages.add(&other.stages);
+        for (mine, theirs) in self.vectors.iter_mut().zip(&other.vectors) {
+            mine.add(theirs);
+        }
+        for (mine, theirs) in self.ledger.iter_mut().zip(&other.ledger) {
+            *mine += *theirs;
+        }
+        for (mine, theirs) in self.latest.iter_mut().zip(&other.latest) {
+            *mine = if *theirs == 0 { *mine } else { *theirs };
+        }
+        self.spurious += other.spurious;
+        self.unstamped += other.unstamped;
+        self.negative += other.negative;
+        self.deferred += other.deferred;
+    }
+
+    /// Back to nothing, without giving memory back.
+    pub fn reset(&mut self) {
+        self.stages.reset();
+        self.vectors.iter_mut().for_each(Stages::reset);
+        self.ledger.fill(Outcome::default());
+        self.latest.fill(0);
+        (self.spurious, self.unstamped, self.negative, self.deferred) = (0, 0, 0, 0);
+    }
+
+    /// What became of all vectors' signals.
+    #[must_use]
+    pub fn total(&self) -> Outcome {
+        let mut total = Outcome::default();
+        self.ledger.iter().for_each(|outcome| total += *outcome);
+        total
+    }
+}
+
+/// Where full figures are swapped for empty ones.
+#[derive(Debug)]
+pub struct Exchange {
+    empty: ArrayQueue<Box<Figures>>,
+    full: ArrayQueue<Box<Figures>>,
+    wanted: AtomicBool,
+}
+
+impl Exchange {
+    fn new() -> Arc<Self> {
+        Arc::new(Self { empty: ArrayQueue::new(1), full: ArrayQueue::new(1), wanted: AtomicBool::new(false) })
+    }
+
+    /// Asks for what was measured, giving empty figures for it. False when somebody asked and was not answered yet.
+    pub fn ask(&self, empty: Box<Figures>) -> bool {
+        let asked = self.empty.push(empty).is_ok();
+        // Release: pairs with the Acquire in `Recorder::turn`.
+        self.wanted.store(true, Ordering::Release);
+        asked
+    }
+
+    /// The answer, once it is there.
+    pub fn take(&self) -> Option<Box<Figures>> {
+        self.full.pop()
+    }
+}
+
+/// The poller's observer: its clock, its figures, its way to wake the workers.
+#[derive(Debug)]
+pub struct Recorder {
+    clock: Clock,
+    figures: Box<Figures>,
+    exchange: Arc<Exchange>,
+    wake_deferred: Arc<EventFd>,
+    wake_shutdown: Arc<EventFd>,
+}
+
+impl Recorder {
+    /// A recorder that starts with `figures`.
+    #[must_use]
+    pub fn new(
+        clock: Clock,
+        figures: Figures,
+        wake_deferred: Arc<EventFd>,
+        wake_shutdown: Arc<EventFd>,
+    ) -> Self {
+        Self { clock, figures: Box::new(figures), exchange: Exchange::new(), wake_deferred, wake_shutdown }
+    }
+
+    /// Where to ask for the figures.
+    #[must_use]
+    pub fn exchange(&self) -> &Arc<Exchange> {
+        &self.exchange
+    }
+
+    /// Between passes: answers whoever asked. One load when nobody did.
+    #[inline]
+    pub fn turn(&mut self) {
+        // Acquire: pairs with the Release in `ask`.
+        if self.exchange.wanted.load(Ordering::Acquire)
+            && let Some(empty) = self.exchange.empty.pop()
+        {
+            self.exchange.wanted.store(false, Ordering::Relaxed);
+            let full = std::mem::replace(&mut self.figures, empty);
+            // The last answer was taken before this was asked, so there is room.
+            let _room = self.exchange.full.push(full);
+        }
+    }
+
+    /// The thread ends: what it has.
+    #[must_use]
+    pub fn finish(self) -> Figures {
+        *self.figures
+    }
+
+    #[inline]
+    fn note(&mut self, fired: &Fired, seen: u64, injected: u64) {
+        let vector = fired.id.slot();
+        let figures = &mut self.figures;
+        figures.record(vector, Stage::SeenToInjected, self.clock.ns(injected - seen));
+        if fired.stamp == 0 {
+            figures.unstamped += 1;
+        } else if seen < fired.stamp {
+            figures.negative += 1;
+        } else {
+            let accepted = self.clock.ns(injected - fired.stamp);
+            figures.record(vector, Stage::SignalToSeen, self.clock.ns(seen - fired.stamp));
+            figures.record(vector, Stage::SignalToAccepted, accepted);
+            if let Some(latest) = figures.latest.get_mut(vector) {
+                *latest = accepted;
+            }
+        }
+    }
+}
+
+impl Observer for Recorder {
+    #[inline(always)]
+    fn now(&mut self) -> u64 {
+        self.clock.now()
+    }
+
+    #[inline]
+    fn delivered(&mut self, fired: &Fired, seen: u64, injected: u64, signals: u64, outcome: Outcome) {
+        if signals == 0 {
+            self.figures.spurious += 1;
+            return;
+        }
+        if let Some(ledger) = self.figures.ledger.get_mut(fired.id.slot()) {
+            *ledger += outcome;
+        }
+        if outcome.delivered > 0 {
+            self.note(fired, seen, injected);
+        }
+    }
+
+    #[cold]
+    fn deferred(&mut self, _: &Fired, _: u64, wake: bool) {
+        self.figures.deferred += 1;
+        if wake {
+            self.wake_deferred.signal(1);
+        }
+    }
+
+    #[cold]
+    fn hung_up(&mut self, _: &Fired) {
+        self.wake_shutdown.signal(1);
+    }
+}

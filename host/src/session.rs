@@ -1,0 +1,444 @@
+//! A guest with vectors that can be signalled, by any path: what `pollvisor run`, the benchmark and the tests drive.
+//!
+//! Vector `v` (from 0) is GSI `v`; its message goes to vCPU `v mod n`, interrupt vector `0x20 + v div n`.
+
+use crate::clock::Clock;
+use crate::error::{Error, Result};
+use crate::guest::{FIRST_VECTOR, Guest, MAX_VCPUS, VECTORS_PER_VCPU};
+use crate::interrupts::{Interrupts, Running, Source};
+use crate::pin::Placement;
+use crate::poller::PollerThread;
+use crate::record::{Figures, Stage};
+use crate::source::{Backend, Lane, Port};
+use crate::sys::doorbell::{Producer, Region};
+use crate::sys::fd::EventFd;
+use crate::sys::kvm::VcpuFd;
+use crate::vcpu::VcpuThread;
+use crate::vm::{Idle, Vm, VmConfig, requested};
+use pollvisor_core::ids::{Gsi, SourceId, VcpuId};
+use pollvisor_core::route::{Irqchip, MAX_ROUTES, Msi, RawRoute};
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::Arc;
+
+/// What signals.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Signals {
+    /// An eventfd per vector.
+    Eventfd,
+    /// A bell per vector in one shared-memory region.
+    Doorbell,
+}
+
+/// Who delivers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Delivery {
+    /// A poller, watching eventfds this way.
+    Poller(Backend),
+    /// The kernel, by `KVM_IRQFD`.
+    Irqfd,
+}
+
+/// What to set up.
+#[derive(Debug, Clone)]
+pub struct SessionConfig {
+    /// Vectors, 1 to 4096.
+    pub vectors: usize,
+    /// What signals.
+    pub signals: Signals,
+    /// Who delivers.
+    pub delivery: Delivery,
+    /// Whether vCPUs run; else their LAPICs only accept.
+    pub running: bool,
+    /// What the guest does while idle.
+    pub idle: Idle,
+    /// How many vCPUs; `None`: as many as the vectors need.
+    pub vcpus: Option<u32>,
+    /// Where each vCPU goes; those beyond the list are not pinned.
+    pub vcpu_placement: Vec<Placement>,
+    /// Where the poller goes.
+    pub poller_placement: Placement,
+    /// How long KVM polls for a halted vCPU, in nanoseconds.
+    pub halt_poll_ns: Option<u32>,
+    /// Whether each vector has histograms of its own.
+    pub each_vector: bool,
+}
+
+/// See the module's text.
+#[derive(Debug)]
+pub struct Session {
+    // In the order in which they have to go: sources, pollers, vCPUs, the VM.
+    attached: Vec<SourceId>,
+    bound: Vec<(Arc<EventFd>, Gsi)>,
+    poller: Option<PollerThread>,
+    interrupts: Option<Running>,
+    threads: Vec<VcpuThread>,
+    vcpus: Vec<VcpuFd>,
+    guest: Option<Guest>,
+    vm: Vm,
+    clock: Clock,
+    vectors: usize,
+    vcpu_count: u32,
+    stages: Vec<Stage>,
+    each_vector: bool,
+    warnings: Vec<String>,
+    /// What is to be added to a guest's time to make it the host's.
+    tsc_offset: u64,
+}
+
+/// How many vCPUs `vectors` need.
+#[must_use]
+pub fn vcpus_for(vectors: usize) -> u32 {
+    u32::try_from(vectors).unwrap_or(u32::MAX).div_ceil(VECTORS_PER_VCPU).max(1)
+}
+
+impl Session {
+    /// Sets everything up and starts it; the signaller is the caller's.
+    ///
+    /// # Errors
+    /// What is wrong with the configuration, or cannot be had, and what to do about it.
+    pub fn start(config: &SessionConfig, clock: Clock) -> Result<(Self, Signaller)> {
+        check(config)?;
+        let vcpu_count = config.vcpus.unwrap_or_else(|| vcpus_for(config.vectors));
+        let guest = config.running.then(Guest::new).transpose()?;
+        let vm_config =
+            VmConfig { irqchip: Irqchip::Split, idle: config.idle, halt_poll_ns: config.halt_poll_ns };
+        let vm = Vm::new(&vm_config, guest.as_ref().map(|guest| guest.memory().clone()))?;
+        let mut session = Self {
+            attached: Vec::new(),
+            bound: Vec::new(),
+            poller: None,
+            interrupts: None,
+            threads: Vec::new(),
+            vcpus: Vec::new(),
+            guest,
+            vm,
+            clock,
+            vectors: config.vectors,
+            vcpu_count,
+            stages: stages(config.delivery),
+            each_vector: config.each_vector,
+            warnings: Vec::new(),
+            tsc_offset: 0,
+        };
+        session.start_vcpus(config)?;
+        let signaller = match config.delivery {
+            Delivery::Irqfd => session.bind_in_kernel()?,
+            Delivery::Poller(backend) => session.start_poller(config, backend)?,
+        };
+        Ok((session, signaller))
+    }
+
+    fn start_vcpus(&mut self, config: &SessionConfig) -> Result<()> {
+        for id in (0..self.vcpu_count).map(VcpuId) {
+            let vcpu = self.vm.create_vcpu(id)?;
+            let Some(guest) = &self.guest else {
+                self.vcpus.push(vcpu);
+                continue;
+            };
+            guest.prepare(&vcpu, config.idle == Idle::Spin)?;
+            // The guest's clock is to be the host's; where it cannot be set, it is converted.
+            let set = vcpu.set_tsc_offset(0);
+            self.tsc_offset = vcpu.tsc_offset().unwrap_or(0);
+            if let Err(error) = set {
+                self.warnings
+                    .push(format!("the guest's TSC offset cannot be set ({error}); it is converted"));
+            }
+            let placement = config.vcpu_placement.get(id.0 as usize).copied();
+            let thread = VcpuThread::start(vcpu, placement.unwrap_or(Placement { cpu: None, fifo: None }))?;
+            self.warnings.extend_from_slice(thread.lacking());
+            self.threads.push(thread);
+        }
+        self.wait_running()
+    }
+
+    fn wait_running(&self) -> Result<()> {
+        let Some(guest) = &self.guest else { return Ok(()) };
+        let began = std::time::Instant::now();
+        while !(0..self.vcpu_count).all(|id| guest.is_running(VcpuId(id))) {
+            if self.threads.iter().any(VcpuThread::has_ended) || began.elapsed().as_secs() >= 10 {
+                return Err(Error::new("the built-in guest did not start"));
+            }
+            std::thread::sleep(std::time::Duration::from_micros(200));
+        }
+        Ok(())
+    }
+
+    fn events(&self) -> Result<Vec<Arc<EventFd>>> {
+        (0..self.vectors).map(|_| EventFd::new().map(Arc::new)).collect()
+    }
+
+    fn bind_in_kernel(&mut self) -> Result<Signaller> {
+        self.vm.fd().set_gsi_routing(0, &self.routes())?;
+        let events = self.events()?;
+        for (vector, event) in events.iter().enumerate() {
+            let gsi = gsi(vector);
+            self.vm.fd().irqfd(event.as_fd().as_raw_fd(), gsi, 0, None)?;
+            self.bound.push((event.clone(), gsi));
+        }
+        Ok(Signaller { clock: self.clock, kind: Kind::Events { events, port: None } })
+    }
+
+    fn start_poller(&mut self, config: &SessionConfig, backend: Backend) -> Result<Signaller> {
+        let lane = match Lane::new(backend, self.vectors) {
+            Err(why) if matches!(backend, Backend::Aio { .. }) => {
+                self.warnings.push(format!("polling with epoll_wait(0) instead of AIO: {why}"));
+                Lane::new(Backend::EpollSpin, self.vectors)?
+            }
+            lane => lane?,
+        };
+        let inject = self.vm.injector()?;
+        let interrupts = Interrupts::start(Irqchip::Split, inject, self.clock, self.vectors)?;
+        interrupts.set_routes(&self.routes())?;
+        let figures = self.empty_figures();
+        let poller = PollerThread::start(&interrupts, lane, *figures, config.poller_placement, "poller")?;
+        self.warnings.extend_from_slice(poller.lacking());
+        let port = poller.port().clone();
+        let kind = match config.signals {
+            Signals::Eventfd => {
+                let events = self.events()?;
+                for (vector, event) in events.iter().enumerate() {
+                    self.attached.push(interrupts.attach(
+                        Source::Event(event.clone()),
+                        gsi(vector),
+                        &port,
+                    )?);
+                }
+                Kind::Events { events, port: Some(port) }
+            }
+            Signals::Doorbell => {
+                let region = Region::new(self.vectors)?;
+                let watched = interrupts.add_region(&port, &region)?;
+                for vector in 0..self.vectors {
+                    let source = Source::Bell(watched.clone(), vector);
+                    self.attached.push(interrupts.attach(source, gsi(vector), &port)?);
+                }
+                Kind::Bells(Producer::new(region))
+            }
+        };
+        self.poller = Some(poller);
+        self.interrupts = Some(interrupts);
+        Ok(Signaller { clock: self.clock, kind })
+    }
+
+    /// Where a vector goes.
+    #[must_use]
+    pub fn target(&self, vector: usize) -> (VcpuId, u8) {
+        let vector = u32::try_from(vector).unwrap_or(0);
+        let idt = u8::try_from(vector / self.vcpu_count).unwrap_or(u8::MAX - FIRST_VECTOR - 1);
+        (VcpuId(vector % self.vcpu_count), FIRST_VECTOR + idt)
+    }
+
+    /// The routes of all vectors.
+    #[must_use]
+    pub fn routes(&self) -> Vec<RawRoute> {
+        let message = |vector| {
+            let (vcpu, idt) = self.target(vector);
+            Msi::fixed(vcpu.0, idt)
+        };
+        (0..self.vectors).map(|vector| RawRoute::msi(gsi(vector), message(vector))).collect()
+    }
+
+    /// Empty figures for this session's pollers.
+    #[must_use]
+    pub fn empty_figures(&self) -> Box<Figures> {
+        Box::new(Figures::new(&self.stages, self.vectors, self.each_vector))
+    }
+
+    /// What was measured since it was last asked; `None` when a poller does not answer within a second, or there is none.
+    #[must_use]
+    pub fn take_figures(&self, empty: Box<Figures>) -> Option<Box<Figures>> {
+        let poller = self.poller.as_ref()?;
+        poller.exchange().ask(empty);
+        crate::poller::nudge(poller.port());
+        let began = std::time::Instant::now();
+        while began.elapsed().as_secs() < 1 {
+            if let Some(figures) = poller.exchange().take() {
+                return Some(figures);
+            }
+            std::thread::sleep(std::time::Duration::from_micros(50));
+        }
+        None
+    }
+
+    /// The first vCPU that ended by itself, if any: the session is over then.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        self.threads.iter().any(VcpuThread::has_ended)
+    }
+
+    /// What a user should know of how this runs.
+    #[must_use]
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// The built-in guest, if it runs.
+    #[must_use]
+    pub fn guest(&self) -> Option<&Guest> {
+        self.guest.as_ref()
+    }
+
+    /// What is to be taken off a guest's time to make it the host's.
+    #[must_use]
+    pub fn tsc_offset(&self) -> u64 {
+        self.tsc_offset
+    }
+
+    /// The VM's interrupts, where a poller delivers.
+    #[must_use]
+    pub fn interrupts(&self) -> Option<&Running> {
+        self.interrupts.as_ref()
+    }
+
+    /// The poller, where one delivers.
+    #[must_use]
+    pub fn poller(&self) -> Option<&PollerThread> {
+        self.poller.as_ref()
+    }
+
+    /// The handles of the attached vectors, where a poller delivers.
+    #[must_use]
+    pub fn attached(&self) -> &[SourceId] {
+        &self.attached
+    }
+
+    /// Whether a vector waits in its LAPIC, asked of the kernel. Only without running vCPUs.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn is_requested(&self, vector: usize) -> Result<bool> {
+        let (vcpu, idt) = self.target(vector);
+        let fd = self.vcpus.get(vcpu.0 as usize).ok_or_else(|| Error::new("the vCPU runs"))?;
+        Ok(requested(&fd.lapic()?, idt))
+    }
+
+    /// Takes all waiting interrupts out of the LAPICs. Only without running vCPUs.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn clear_requests(&self) -> Result<()> {
+        const IRR: std::ops::Range<usize> = 0x200..0x280;
+        for vcpu in &self.vcpus {
+            let mut lapic = vcpu.lapic()?;
+            lapic[IRR].fill(0);
+            vcpu.set_lapic(&lapic)?;
+        }
+        Ok(())
+    }
+
+    /// The first of a vCPU's mistakes, if one ended by itself.
+    ///
+    /// # Errors
+    /// That mistake.
+    pub fn stop(mut self) -> Result<Option<Figures>> {
+        for (event, gsi) in self.bound.drain(..) {
+            self.vm.fd().irqfd(
+                event.as_fd().as_raw_fd(),
+                gsi,
+                kvm_bindings::KVM_IRQFD_FLAG_DEASSIGN,
+                None,
+            )?;
+        }
+        if let Some(interrupts) = &self.interrupts {
+            for id in self.attached.drain(..) {
+                interrupts.detach(id);
+            }
+        }
+        let figures = self.poller.take().map(PollerThread::stop).transpose()?;
+        drop(self.interrupts.take());
+        for thread in self.threads.drain(..) {
+            thread.stop()?;
+        }
+        Ok(figures)
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        // As in `stop`: the sources, while the poller still takes commands.
+        if let Some(interrupts) = &self.interrupts {
+            self.attached.drain(..).for_each(|id| {
+                interrupts.detach(id);
+            });
+        }
+    }
+}
+
+fn gsi(vector: usize) -> Gsi {
+    Gsi(u32::try_from(vector).unwrap_or(u32::MAX))
+}
+
+fn stages(delivery: Delivery) -> Vec<Stage> {
+    match delivery {
+        Delivery::Irqfd => vec![],
+        Delivery::Poller(_) => vec![Stage::SignalToSeen, Stage::SeenToInjected, Stage::SignalToAccepted],
+    }
+}
+
+fn check(config: &SessionConfig) -> Result<()> {
+    let vectors = config.vectors;
+    if vectors == 0 || vectors > MAX_ROUTES {
+        return Err(Error::new(format!("{vectors} vectors; 1 to {MAX_ROUTES} can be routed")));
+    }
+    let needed = vcpus_for(vectors);
+    if let Some(given) = config.vcpus {
+        if given == 0 || given > MAX_VCPUS {
+            return Err(Error::new(format!("{given} vCPUs; 1 to {MAX_VCPUS} fit")));
+        }
+        if given < needed {
+            return Err(Error::new(format!(
+                "{vectors} vectors do not fit {given} vCPUs, {VECTORS_PER_VCPU} to each"
+            ))
+            .remedy(format!("--cpus boot={needed}")));
+        }
+    }
+    if config.delivery == Delivery::Irqfd && config.signals == Signals::Doorbell {
+        return Err(Error::new("the kernel's irqfd takes eventfds, not doorbells").remedy("--source eventfd"));
+    }
+    Ok(())
+}
+
+#[derive(Debug)]
+enum Kind {
+    Events { events: Vec<Arc<EventFd>>, port: Option<Arc<Port>> },
+    Bells(Producer),
+}
+
+/// The producer's side: makes signals and says when.
+#[derive(Debug)]
+pub struct Signaller {
+    clock: Clock,
+    kind: Kind,
+}
+
+impl Signaller {
+    /// Signals `vector`. The time it did, and the time it was done: with an in-kernel irqfd, the LAPIC has it then.
+    #[inline]
+    pub fn signal(&mut self, vector: usize) -> (u64, u64) {
+        match &mut self.kind {
+            Kind::Events { events, port } => {
+                let event = &events[vector];
+                let now = self.clock.now();
+                if let Some(port) = port {
+                    port.stamp(vector, now);
+                }
+                event.signal(1);
+                (now, self.clock.now())
+            }
+            Kind::Bells(producer) => {
+                let now = self.clock.now();
+                producer.ring(vector, now);
+                (now, now)
+            }
+        }
+    }
+
+    /// Signals nobody took, taken now; after the session's sources are detached.
+    #[must_use]
+    pub fn left_over(&self, vector: usize) -> u64 {
+        match &self.kind {
+            Kind::Events { events, .. } => events[vector].take(),
+            Kind::Bells(_) => 0,
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! Eventfds watched through Linux AIO poll: no system call while idle.
+//!
+//! A slot's poll has a fixed place: context `slot / per`, number `slot % per`. Few sources per context keep re-arms
+//! and signals off one another's lock (race 47); few contexts keep an idle look short. [`DEFAULT_PER_CONTEXT`] was
+//! chosen by `pollvisor-bench paths --per-context`.
+
+use super::port::{Hooked, Port};
+use crate::error::Result;
+use crate::sys::aio::{Canceller, Context};
+use crate::sys::fd::EventFd;
+use pollvisor_core::ids::{Generation, SourceId};
+use pollvisor_core::poll::BATCH;
+use pollvisor_core::source::Fired;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+/// Sources that share a context.
+pub const DEFAULT_PER_CONTEXT: usize = 16;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Poll {
+    Off,
+    Armed,
+    /// Reported; armed again after its drain.
+    Fired,
+    /// Armed, and unhooked: its completion is the end.
+    Closing,
+}
+
+#[derive(Debug)]
+struct Entry {
+    id: SourceId,
+    event: Option<Arc<EventFd>>,
+    poll: Poll,
+}
+
+#[derive(Debug)]
+pub(super) struct AioSource {
+    contexts: Vec<Context>,
+    per: usize,
+    entries: Box<[Entry]>,
+    /// The context to look at next, and how many are left to look at in this pass.
+    cursor: usize,
+    left: usize,
+    /// Contexts with something to submit.
+    dirty: heapless::Vec<usize, BATCH>,
+}
+
+impl AioSource {
+    pub(super) fn new(slots: usize, per: usize) -> Result<Self> {
+        let per = per.clamp(1, slots.max(1));
+        let contexts: Vec<_> = (0..slots.div_ceil(per)).map(|_| Context::new(per)).collect::<Result<_>>()?;
+        let off = || Entry {
+            id: SourceId { index: u32::MAX, generation: Generation(0) },
+            event: None,
+            poll: Poll::Off,
+        };
+        Ok(Self {
+            left: contexts.len(),
+            contexts,
+            per,
+            entries: (0..slots).map(|_| off()).collect(),
+            cursor: 0,
+            dirty: heapless::Vec::new(),
+        })
+    }
+
+    pub(super) fn cancellers(&self) -> Box<[Canceller]> {
+        (0..self.entries.len())
+            .map(|slot| self.contexts[slot / self.per].canceller(slot % self.per))
+            .collect()
+    }
+
+    pub(super) fn hook(&mut self, id: SourceId, event: Arc<EventFd>, port: &Port) {
+        let slot = id.slot();
+        let context = &mut self.contexts[slot / self.per];
+        context.arm(slot % self.per, event.as_fd(), slot as u64);
+        let armed = context.submit().is_ok();
+        if !armed {
+            port.fault();
+        }
+        self.entries[slot] =
+            Entry { id, event: Some(event), poll: if armed { Poll::Armed } else { Poll::Off } };
+        port.set(slot, Hooked::Hooked);
+    }
+
+    pub(super) fn unhook(&mut self, id: SourceId, port: &Port) {
+        let entry = &mut self.entries[id.slot()];
+        if entry.poll == Poll::Armed {
+            entry.poll = Poll::Closing;
+            port.set(id.slot(), Hooked::Closing);
+        } else {
+            self.off(id.slot(), port);
+        }
+    }
+
+    fn off(&mut self, slot: usize, port: &Port) {
+        let entry = &mut self.entries[slot];
+        entry.poll = Poll::Off;
+        entry.event = None;
+        port.set(slot, Hooked::Idle);
+    }
+
+    #[inline]
+    pub(super) fn next(&mut self, port: &Port) -> Option<Fired> {
+        while self.left > 0 {
+            while let Some(completion) = self.contexts[self.cursor].pop() {
+                let slot = usize::try_from(completion.data).unwrap_or(usize::MAX);
+                let entry = &mut self.entries[slot];
+                if entry.poll == Poll::Closing {
+                    self.off(slot, port);
+                    continue;
+                }
+                entry.poll = Poll::Fired;
+                let hang_up = completion.events & i64::from(libc::POLLHUP) != 0;
+                return Some(Fired {
+                    id: entry.id,
+                    token: completion.data,
+                    stamp: port.stamp_of(slot),
+                    hang_up,
+                });
+            }
+            self.cursor = if self.cursor + 1 == self.contexts.len() { 0 } else { self.cursor + 1 };
+            self.left -= 1;
+        }
+        self.left = self.contexts.len();
+        None
+    }
+
+    #[inline]
+    pub(super) fn drain(&mut self, fired: &Fired, port: &Port) -> u64 {
+        let slot = fired.id.slot();
+        let signals = self.entries[slot].event.as_ref().map_or(0, |event| event.take());
+        port.clear_stamp(slot);
+        signals
+    }
+
+    #[inline]
+    pub(super) fn rearm(&mut self, fired: &Fired) {
+        let slot = fired.id.slot();
+        let context = slot / self.per;
+        self.entries[slot].poll = Poll::Armed;
+        if !self.contexts[context].has_batch() {
+            let _room = self.dirty.push(context);
+        }
+        self.contexts[context].rearm(slot % self.per);
+    }
+
+    #[inline]
+    pub(super) fn flush(&mut self, port: &Port) {
+        for context in &self.dirty {
+            if self.contexts[*context].submit().is_err() {
+                port.fault();
+            }
+        }
+        self.dirty.clear();
+    }
+}

@@ -1,0 +1,90 @@
+//! A virtual CPU's thread.
+
+use crate::error::{Error, Result};
+use crate::guest::on_exit;
+use crate::pin::Placement;
+use crate::sys::kvm::VcpuFd;
+use crate::sys::sched;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// A running vCPU. Dropping it stops it.
+#[derive(Debug)]
+pub struct VcpuThread {
+    thread: Option<JoinHandle<Result<()>>>,
+    stop: Arc<AtomicBool>,
+    lacking: Vec<String>,
+}
+
+impl VcpuThread {
+    /// Runs `vcpu` on a thread of its own, placed as asked.
+    ///
+    /// # Errors
+    /// When it cannot be placed.
+    pub fn start(mut vcpu: VcpuFd, placement: Placement) -> Result<Self> {
+        sched::handle_kicks();
+        let stop = Arc::new(AtomicBool::new(false));
+        let (ready, started) = mpsc::sync_channel(1);
+        let name = format!("vCPU {}", vcpu.id().0);
+        let (its_stop, who) = (stop.clone(), name.clone());
+        let body = move || -> Result<()> {
+            let placed = placement.apply(&who);
+            let failed = placed.as_ref().err().cloned();
+            let _ = ready.send(placed);
+            if let Some(error) = failed {
+                return Err(error);
+            }
+            while !its_stop.load(Ordering::Acquire) {
+                let exit = vcpu.run()?;
+                on_exit(vcpu.id(), exit)?;
+            }
+            Ok(())
+        };
+        let thread = std::thread::Builder::new().name(name.clone()).spawn(body);
+        let thread = thread.map_err(|e| Error::os(format!("starting the thread of {name}"), &e))?;
+        let lacking = match started.recv() {
+            Ok(placed) => placed?,
+            Err(_) => return Err(Error::new(format!("{name} ended before it began"))),
+        };
+        Ok(Self { thread: Some(thread), stop, lacking })
+    }
+
+    /// What its placement lacks.
+    #[must_use]
+    pub fn lacking(&self) -> &[String] {
+        &self.lacking
+    }
+
+    /// Whether it ended by itself, which a vCPU does only on an error.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
+    /// Stops it.
+    ///
+    /// # Errors
+    /// What made it end by itself.
+    pub fn stop(mut self) -> Result<()> {
+        self.halt()
+    }
+
+    fn halt(&mut self) -> Result<()> {
+        let Some(thread) = self.thread.take() else { return Ok(()) };
+        self.stop.store(true, Ordering::Release);
+        // A kick that comes just before KVM_RUN is lost, so kick until it is heard.
+        while !thread.is_finished() {
+            sched::kick(&thread);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        thread.join().unwrap_or_else(|_| Err(Error::new("a vCPU's thread panicked")))
+    }
+}
+
+impl Drop for VcpuThread {
+    fn drop(&mut self) {
+        let _result = self.halt();
+    }
+}

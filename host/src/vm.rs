@@ -1,0 +1,223 @@
+//! A VM and its virtual CPUs, set up for the interrupt path: split irqchip, x2APIC, LAPICs that accept.
+
+use crate::error::{Error, Result};
+use crate::sys::kvm::{Kvm, VcpuFd, VmFd};
+use kvm_bindings as kb;
+use pollvisor_core::ids::{Gsi, VcpuId};
+use pollvisor_core::inject::{Inject, InjectError, LineSource};
+use pollvisor_core::route::{Chip, IOAPIC_PINS, Irqchip, Msi, PIC_PINS, RawRoute};
+use std::sync::{Arc, Mutex, PoisonError};
+use vm_memory::GuestMemoryMmap;
+
+/// What the guest's halts are worth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Idle {
+    /// HLT comes back to KVM, which lets the CPU sleep.
+    Halt,
+    /// HLT stays in the guest (`KVM_X86_DISABLE_EXITS_HLT`): the CPU is the guest's.
+    HaltNoExit,
+    /// The guest never halts.
+    Spin,
+}
+
+/// How a VM is made.
+#[derive(Debug, Clone, Copy)]
+pub struct VmConfig {
+    /// Where the interrupt chips live.
+    pub irqchip: Irqchip,
+    /// What HLT does.
+    pub idle: Idle,
+    /// How long KVM polls before it lets a halted vCPU's CPU sleep, in nanoseconds; `None`: the host's setting.
+    pub halt_poll_ns: Option<u32>,
+}
+
+/// A VM.
+#[derive(Debug)]
+pub struct Vm {
+    kvm: Kvm,
+    fd: Arc<VmFd>,
+    irqchip: Irqchip,
+}
+
+/// Where KVM wants three free pages, below the LAPIC's.
+const TSS: u32 = 0xfffb_d000;
+
+impl Vm {
+    /// A VM with the guest's memory in it, without vCPUs.
+    ///
+    /// # Errors
+    /// When KVM is not there, or lacks something the interrupt path needs.
+    pub fn new(config: &VmConfig, memory: Option<Arc<GuestMemoryMmap>>) -> Result<Self> {
+        let kvm = Kvm::open()?;
+        if let Some(missing) = kvm.missing() {
+            return Err(
+                Error::new(format!("this kernel's KVM has no {missing}")).remedy("a newer host kernel")
+            );
+        }
+        let mut fd = kvm.create_vm()?;
+        fd.set_tss_address(TSS)?;
+        if config.idle == Idle::HaltNoExit {
+            let offered = kvm.capability(kb::KVM_CAP_X86_DISABLE_EXITS);
+            if offered & kb::KVM_X86_DISABLE_EXITS_HLT == 0 {
+                return Err(Error::new(
+                    "this host cannot keep HLT inside the guest (KVM_CAP_X86_DISABLE_EXITS)",
+                )
+                .remedy("--guest-idle hlt or spin"));
+            }
+            fd.enable(kb::KVM_CAP_X86_DISABLE_EXITS, [u64::from(kb::KVM_X86_DISABLE_EXITS_HLT), 0, 0, 0])?;
+        }
+        if let Some(limit) = config.halt_poll_ns {
+            fd.enable(kb::KVM_CAP_HALT_POLL, [u64::from(limit), 0, 0, 0])?;
+        }
+        match config.irqchip {
+            Irqchip::None => {}
+            Irqchip::Split => fd.enable(kb::KVM_CAP_SPLIT_IRQCHIP, [u64::from(IOAPIC_PINS), 0, 0, 0])?,
+            Irqchip::Kernel => fd.create_irqchip()?,
+        }
+        if config.irqchip != Irqchip::None {
+            let api = kb::KVM_X2APIC_API_USE_32BIT_IDS | kb::KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK;
+            fd.enable(kb::KVM_CAP_X2APIC_API, [u64::from(api), 0, 0, 0])?;
+        }
+        if let Some(memory) = memory {
+            fd.map_memory(memory)?;
+        }
+        Ok(Self { kvm, fd: Arc::new(fd), irqchip: config.irqchip })
+    }
+
+    /// The handle to KVM's VM.
+    #[must_use]
+    pub fn fd(&self) -> &Arc<VmFd> {
+        &self.fd
+    }
+
+    /// A vCPU whose LAPIC is in x2APIC mode, switched on, and accepts interrupts; its registers are KVM's defaults.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn create_vcpu(&self, id: VcpuId) -> Result<VcpuFd> {
+        let vcpu = self.fd.create_vcpu(id).map_err(|e| e.context(format!("vCPU {}", id.0)))?;
+        let mut cpuid = self.kvm.supported_cpuid()?;
+        for entry in &mut cpuid {
+            match entry.function {
+                1 => {
+                    entry.ebx = entry.ebx & 0x00ff_ffff | id.0 << 24;
+                    entry.ecx |= X2APIC;
+                }
+                0xb | 0x1f => entry.edx = id.0,
+                _ => {}
+            }
+        }
+        vcpu.set_cpuid(&cpuid)?;
+        if self.irqchip != Irqchip::None {
+            let mut sregs = vcpu.sregs()?;
+            sregs.apic_base |= APIC_ENABLED | APIC_X2APIC;
+            vcpu.set_sregs(&sregs)?;
+            let mut lapic = vcpu.lapic()?;
+            lapic[SPURIOUS..SPURIOUS + 4].copy_from_slice(&(SOFTWARE_ENABLED | 0xff).to_le_bytes());
+            vcpu.set_lapic(&lapic)?;
+        }
+        Ok(vcpu)
+    }
+
+    /// The way into this VM's guest.
+    ///
+    /// # Errors
+    /// The kernel's, where it has chips of its own whose pins are to be driven one by one.
+    pub fn injector(&self) -> Result<KvmInject> {
+        if self.irqchip == Irqchip::Kernel {
+            // One GSI per pin, so that a pin can be driven alone: our routes, not KVM's, say what a GSI means.
+            let pins = ALL_PINS.map(|(chip, pin)| RawRoute::pin(line_of(chip, pin), chip, pin));
+            self.fd.set_gsi_routing(0, &pins)?;
+        }
+        let levels = (self.irqchip == Irqchip::Kernel).then(|| Mutex::new([0; PINS]));
+        Ok(KvmInject { fd: self.fd.clone(), levels })
+    }
+}
+
+const X2APIC: u32 = 1 << 21;
+const APIC_ENABLED: u64 = 1 << 11;
+const APIC_X2APIC: u64 = 1 << 10;
+/// The spurious-interrupt vector register in the LAPIC's page (Intel SDM 12.9).
+const SPURIOUS: usize = 0xf0;
+const SOFTWARE_ENABLED: u32 = 1 << 8;
+
+/// Whether `vector` waits in the interrupt request register of a LAPIC's page.
+#[must_use]
+pub fn requested(lapic: &crate::sys::kvm::Lapic, vector: u8) -> bool {
+    const IRR: usize = 0x200;
+    let at = IRR + usize::from(vector / 32) * 0x10 + usize::from(vector % 32 / 8);
+    lapic[at] & 1 << (vector % 8) != 0
+}
+
+const PINS: usize = 2 * PIC_PINS as usize + IOAPIC_PINS as usize;
+
+const ALL_PINS: [(Chip, u32); PINS] = {
+    let mut pins = [(Chip::Ioapic, 0); PINS];
+    let mut at = 0;
+    while at < PINS {
+        #[allow(clippy::cast_possible_truncation, reason = "below 40")]
+        let line = at as u32;
+        pins[at] = match line {
+            0..8 => (Chip::PicMaster, line),
+            8..16 => (Chip::PicSlave, line - 8),
+            _ => (Chip::Ioapic, line - 16),
+        };
+        at += 1;
+    }
+    pins
+};
+
+/// The GSI that [`Vm::injector`] gives a pin.
+fn line_of(chip: Chip, pin: u32) -> Gsi {
+    Gsi(match chip {
+        Chip::PicMaster => pin,
+        Chip::PicSlave => PIC_PINS + pin,
+        Chip::Ioapic => 2 * PIC_PINS + pin,
+    })
+}
+
+/// Injects into a KVM guest: messages by `KVM_SIGNAL_MSI`, pins, where KVM has the chips, by `KVM_IRQ_LINE`.
+#[derive(Debug)]
+pub struct KvmInject {
+    fd: Arc<VmFd>,
+    /// Per pin the sources that raise it, one bit each; `None` without chips in the kernel.
+    levels: Option<Mutex<[u8; PINS]>>,
+}
+
+impl Inject for KvmInject {
+    #[inline]
+    fn msi(&self, msi: &Msi) -> std::result::Result<(), InjectError> {
+        match self.fd.signal_msi(msi) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(InjectError::Blocked),
+            Err(errno) => Err(InjectError::Failed(errno)),
+        }
+    }
+
+    fn pin(
+        &self,
+        chip: Chip,
+        pin: u32,
+        level: bool,
+        source: LineSource,
+    ) -> std::result::Result<(), InjectError> {
+        let levels = self.levels.as_ref().ok_or(InjectError::Failed(libc::ENXIO))?;
+        let line = line_of(chip, pin);
+        let bit = match source {
+            LineSource::Edge => 1,
+            LineSource::Resample => 2,
+        };
+        // The OR over the sources and the pin write are one step (race 4).
+        let mut levels = levels.lock().unwrap_or_else(PoisonError::into_inner);
+        let sources = &mut levels[line.0 as usize];
+        *sources = if level { *sources | bit } else { *sources & !bit };
+        let failed = |error: Error| InjectError::Failed(error.errno().unwrap_or(libc::EIO));
+        self.fd.irq_line(line, *sources != 0).map_err(failed)
+    }
+}
+
+/// Where the kernel says how long a halted vCPU is polled for.
+#[must_use]
+pub fn host_halt_poll_ns() -> Option<u64> {
+    std::fs::read_to_string("/sys/module/kvm/parameters/halt_poll_ns").ok()?.trim().parse().ok()
+}
