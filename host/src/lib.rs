@@ -1,13 +1,16 @@
 //! The host side of pollvisor: raw system calls, the kernel's objects, the threads of the interrupt path.
 #![deny(unsafe_code)]
 
+pub mod cli;
 pub mod clock;
 pub mod error;
 pub mod guest;
 pub mod interrupts;
+pub mod machine;
 pub mod pin;
 pub mod poller;
 pub mod record;
+pub mod run;
 pub mod session;
 pub mod source;
 #[allow(unsafe_code, reason = "the one floor of system calls and shared memory")]

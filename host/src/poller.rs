@@ -144,7 +144,7 @@ fn polling(interrupts: &Interrupts, lane: &mut Lane, recorder: &mut Recorder, vi
         let events = poller.pass(lane, interrupts.inject(), recorder);
         recorder.turn();
         passes += 1;
-        if passes % NOTE_EVERY == 0 {
+        if passes.is_multiple_of(NOTE_EVERY) {
             vital.passes.store(passes, Ordering::Relaxed);
         }
         if events == 0 {

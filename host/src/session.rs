@@ -220,6 +220,18 @@ impl Session {
         Ok(Signaller { clock: self.clock, kind })
     }
 
+    /// The clock of this session's figures.
+    #[must_use]
+    pub fn clock(&self) -> Clock {
+        self.clock
+    }
+
+    /// How many vectors there are.
+    #[must_use]
+    pub fn vectors(&self) -> usize {
+        self.vectors
+    }
+
     /// Where a vector goes.
     #[must_use]
     pub fn target(&self, vector: usize) -> (VcpuId, u8) {

@@ -81,7 +81,7 @@ impl AioSource {
         }
         self.entries[slot] =
             Entry { id, event: Some(event), poll: if armed { Poll::Armed } else { Poll::Off } };
-        port.set(slot, Hooked::Hooked);
+        port.set(slot, Hooked::Watched);
     }
 
     pub(super) fn unhook(&mut self, id: SourceId, port: &Port) {

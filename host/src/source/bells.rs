@@ -57,7 +57,7 @@ impl Bells {
         } else {
             port.fault();
         }
-        port.set(id.slot(), Hooked::Hooked);
+        port.set(id.slot(), Hooked::Watched);
     }
 
     /// False when this slot has no bell.
@@ -75,7 +75,7 @@ impl Bells {
     pub(super) fn next(&mut self) -> Option<Fired> {
         while self.left > 0 {
             let region = &mut self.regions[self.cursor];
-            if let Some(rung) = region.consumer.next()
+            if let Some(rung) = region.consumer.next_rung()
                 && let Some(id) = region.listeners[rung.bell]
             {
                 let token = BELL | rung.signals.min(SIGNALS);

@@ -13,10 +13,12 @@ use std::sync::Arc;
 
 const WAKE: u64 = u64::MAX;
 
+type Entry = (SourceId, Arc<EventFd>);
+
 #[derive(Debug)]
 pub(super) struct EpollSource {
     epoll: Epoll,
-    entries: Box<[Option<(SourceId, Arc<EventFd>)>]>,
+    entries: Box<[Option<Entry>]>,
     events: [EpollEvent; BATCH],
     at: usize,
     count: usize,
@@ -44,7 +46,7 @@ impl EpollSource {
             port.fault();
         }
         self.entries[id.slot()] = Some((id, event));
-        port.set(id.slot(), Hooked::Hooked);
+        port.set(id.slot(), Hooked::Watched);
     }
 
     pub(super) fn unhook(&mut self, id: SourceId, port: &Port) {

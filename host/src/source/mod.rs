@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  control thread                          poller (owns the lane)
-//!  port.send(Hook { id, eventfd })  ─────► before a pass: arm it, state[slot] := Hooked
+//!  port.send(Hook { id, eventfd })  ─────► before a pass: arm it, state[slot] := Watched
 //!  port.send(Unhook { id })         ─────► not armed: state := Idle
 //!                                          armed:     state := Closing, and no event is reported any more
 //!  Closing? cancel the poll, from here ──► its completion: state := Idle     (a poller never cancels, see sys::aio)

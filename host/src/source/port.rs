@@ -56,7 +56,7 @@ pub enum Hooked {
     /// Not watched.
     Idle = 0,
     /// Watched.
-    Hooked = 1,
+    Watched = 1,
     /// Not reported any more, but still armed in the kernel: to be cancelled by a control thread.
     Closing = 2,
 }

@@ -4,7 +4,7 @@
 //! only ever loads. Nothing is written by both, so there is no locked instruction and no line fought over:
 //!
 //! ```text
-//!  producer: ring(b)                                poller: next
+//!  producer: ring(b)                                poller: next_rung
 //!  counts[b] := c                  (Relaxed)        w := log[p % LOG].word      (Acquire, pairs with the Release)
 //!  e := log[p % LOG]                                position(w) == p: one ring; (c, stamp) := e, look at word again
 //!  e.word := 0; fence(Release)                      position(w) >  p: lapped; every count that moved is a ring
@@ -163,11 +163,11 @@ impl Producer {
         self.position += 1;
         let entry = &self.region.log()[at];
         entry.word.store(0, Ordering::Relaxed);
-        // Pairs with the Acquire fence in `Consumer::next`: who sees a new field sees the 0 or what follows it.
+        // Pairs with the Acquire fence in `Consumer::next_rung`: who sees a new field sees the 0 or what follows it.
         fence(Ordering::Release);
         entry.count.store(rung, Ordering::Relaxed);
         entry.stamp.store(stamp, Ordering::Relaxed);
-        // Release: pairs with the Acquire load in `Consumer::next`.
+        // Release: pairs with the Acquire load in `Consumer::next_rung`.
         entry.word.store(self.position << BELL_BITS | bell as u64, Ordering::Release);
     }
 
@@ -225,7 +225,7 @@ impl Consumer {
 
     /// The next ring of a bell that is listened to. With nothing new: one load.
     #[inline]
-    pub fn next(&mut self) -> Option<Rung> {
+    pub fn next_rung(&mut self) -> Option<Rung> {
         if self.sweep.is_some()
             && let Some(rung) = self.sweep_on()
         {
@@ -318,14 +318,14 @@ mod tests {
     #[test]
     fn rings_come_in_order_with_their_stamps() {
         let (mut producer, mut consumer) = pair(3);
-        assert_eq!(consumer.next(), None);
+        assert_eq!(consumer.next_rung(), None);
         for (bell, stamp) in [(2, 10), (0, 11), (2, 12)] {
             producer.ring(bell, stamp);
         }
         for (bell, stamp) in [(2, 10), (0, 11), (2, 12)] {
-            assert_eq!(consumer.next(), Some(Rung { bell, signals: 1, stamp }));
+            assert_eq!(consumer.next_rung(), Some(Rung { bell, signals: 1, stamp }));
         }
-        assert_eq!(consumer.next(), None);
+        assert_eq!(consumer.next_rung(), None);
     }
 
     #[test]
@@ -335,13 +335,13 @@ mod tests {
             producer.ring(i % 2, 1);
         }
         let mut sums = [0; 2];
-        while let Some(rung) = consumer.next() {
+        while let Some(rung) = consumer.next_rung() {
             sums[rung.bell] += rung.signals;
         }
         assert_eq!(sums.iter().sum::<u64>(), LOG as u64 * 2 + 5);
         assert_eq!(consumer.laps(), 1);
         producer.ring(1, 99);
-        assert_eq!(consumer.next(), Some(Rung { bell: 1, signals: 1, stamp: 99 }));
+        assert_eq!(consumer.next_rung(), Some(Rung { bell: 1, signals: 1, stamp: 99 }));
     }
 
     #[test]
@@ -350,9 +350,9 @@ mod tests {
         consumer.listen(0, false);
         producer.ring(0, 1);
         producer.ring(0, 2);
-        assert_eq!((consumer.next(), consumer.unseen(0)), (None, 2));
+        assert_eq!((consumer.next_rung(), consumer.unseen(0)), (None, 2));
         consumer.listen(0, true);
-        assert_eq!(consumer.next(), Some(Rung { bell: 0, signals: 2, stamp: 0 }));
+        assert_eq!(consumer.next_rung(), Some(Rung { bell: 0, signals: 2, stamp: 0 }));
     }
 
     #[test]
@@ -360,14 +360,14 @@ mod tests {
         let (mut producer, mut consumer) = pair(1);
         let log = producer.region.log();
         log[0].word.store(1 << BELL_BITS | 0xffff, Ordering::Release);
-        assert_eq!(consumer.next(), None, "no such bell");
+        assert_eq!(consumer.next_rung(), None, "no such bell");
         log[1].word.store(u64::MAX, Ordering::Release);
         producer.region.counts()[0].store(u64::MAX, Ordering::Release);
         for _ in 0..1000 {
-            consumer.next();
+            consumer.next_rung();
         }
         producer.ring(0, 1);
-        consumer.next();
+        consumer.next_rung();
     }
 
     #[test]
@@ -392,13 +392,13 @@ mod tests {
         });
         let mut sums = [0u64; 7];
         while sums.iter().sum::<u64>() < RINGS {
-            match consumer.next() {
+            match consumer.next_rung() {
                 Some(rung) => sums[rung.bell] += rung.signals,
                 None => std::thread::yield_now(),
             }
         }
         thread.join().expect("producer");
-        assert_eq!(consumer.next(), None);
+        assert_eq!(consumer.next_rung(), None);
         for (bell, sum) in sums.iter().enumerate() {
             assert_eq!(*sum, (0..RINGS).filter(|i| i % 7 == bell as u64).count() as u64);
         }

@@ -1,0 +1,247 @@
+//! `pollvisor run`: a guest, signals, and how long each stage took.
+
+mod hlog;
+mod live;
+mod place;
+mod produce;
+mod report;
+
+pub use produce::{Produced, Progress, produce};
+pub use report::{Ledger, Report, StageFigures, VectorReport, microseconds};
+
+use crate::cli::{DeliveryArg, GuestArg, IdleArg, RunArgs, SourceArg};
+use crate::clock::Clock;
+use crate::error::{Error, Result};
+use crate::machine::Machine;
+use crate::pin::Placement;
+use crate::record::{Figures, Stage};
+use crate::session::{Delivery, Session, SessionConfig, Signaller, Signals};
+use crate::source::Backend;
+use crate::sys::sched;
+use crate::vm::Idle;
+use hlog::Hlog;
+use live::Live;
+use pollvisor_core::irqfd::Outcome;
+use std::io::IsTerminal;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// How often figures are taken while it runs.
+const REFRESH: Duration = Duration::from_millis(250);
+/// How long the last signals may take to be accounted for.
+const SETTLE: Duration = Duration::from_secs(5);
+
+/// Runs it and prints the result.
+///
+/// # Errors
+/// Whatever kept it from being done, and what to do about it.
+pub fn run(args: &RunArgs) -> Result<()> {
+    let report = measure(args)?;
+    if args.json {
+        let json = serde_json::to_string_pretty(&report).map_err(|e| Error::new(format!("writing JSON: {e}")))?;
+        println!("{json}");
+    } else {
+        print!("{}", report.table());
+    }
+    match report.ledger.missing() {
+        0 => Ok(()),
+        missing => Err(Error::new(format!("{missing} signals are not accounted for")).remedy("report this as a bug")),
+    }
+}
+
+/// Runs it.
+///
+/// # Errors
+/// As [`run`].
+pub fn measure(args: &RunArgs) -> Result<Report> {
+    if args.duration.is_zero() {
+        return Err(Error::new("--duration 0: nothing would be measured"));
+    }
+    let places = place::place(args)?;
+    let mut log = args.hlog.as_deref().map(Hlog::create).transpose()?;
+    let interrupted = interrupts()?;
+    let clock = Clock::calibrate()?;
+    let mut machine = Machine::this(clock);
+    let running = args.guest == GuestArg::Builtin;
+    machine.idle = if running { name(args.guest_idle) } else { "none".into() };
+    (machine.delivery, machine.source) = (name(args.delivery), name(args.source));
+    match sched::lock_memory() {
+        Ok(()) => machine.locked = true,
+        Err(error) => machine.warnings.push(error.to_string().replace("\n  ", "; ")),
+    }
+    // The threads made from here on inherit it; the poller and the vCPUs move on to their own.
+    let house = Placement { cpu: places.housekeeping, fifo: Some(false) };
+    house.apply("housekeeping")?;
+    let config = config(args, &places, running);
+    let (session, mut signaller) = Session::start(&config, clock)?;
+    machine.warnings.extend_from_slice(session.warnings());
+    machine.pinned = places.poller.cpu.is_some() && places.vcpus.iter().all(|vcpu| vcpu.cpu.is_some());
+
+    if !args.warm_up.is_zero() {
+        let mut unused = None;
+        let (produced, _) = phase(&session, &mut signaller, args, &config, args.warm_up, &interrupted, &mut unused)?;
+        drop(produced);
+    }
+    let began = Instant::now();
+    let (produced, mut figures) =
+        phase(&session, &mut signaller, args, &config, args.duration, &interrupted, &mut log)?;
+    let seconds = began.elapsed().as_secs_f64();
+    figures.add(&produced.figures);
+    let failed = session.has_failed();
+    let stopped = session.stop();
+    if config.delivery == Delivery::Irqfd {
+        // The kernel takes every signal of a bound eventfd, one interrupt each; what is left was not taken.
+        for (vector, sent) in produced.sent.iter().enumerate() {
+            let dropped = signaller.left_over(vector).min(*sent);
+            figures.ledger[vector] = Outcome { delivered: sent - dropped, merged: 0, dropped };
+        }
+    }
+    let handled = running.then_some(&produced.handled[..]);
+    let mut report = Report::new(&figures, &produced.sent, handled, machine);
+    report.seconds = seconds;
+    report.interrupted = interrupted.load(Ordering::Relaxed);
+    if let Some(log) = log {
+        log.finish()?;
+    }
+    if let (true, Err(error)) = (failed, stopped) {
+        // What was measured until then is not lost.
+        eprint!("{}", report.table());
+        return Err(error);
+    }
+    Ok(report)
+}
+
+fn config(args: &RunArgs, places: &place::Places, running: bool) -> SessionConfig {
+    SessionConfig {
+        vectors: args.vectors,
+        signals: match args.source {
+            SourceArg::Eventfd => Signals::Eventfd,
+            SourceArg::Doorbell => Signals::Doorbell,
+        },
+        delivery: match args.delivery {
+            DeliveryArg::Polled => Delivery::Poller(Backend::AIO),
+            DeliveryArg::Blocking => Delivery::Poller(Backend::EpollBlock),
+            DeliveryArg::Irqfd => Delivery::Irqfd,
+        },
+        running,
+        idle: match args.guest_idle {
+            IdleArg::Hlt => Idle::Halt,
+            IdleArg::Spin => Idle::Spin,
+            IdleArg::HltNoexit => Idle::HaltNoExit,
+        },
+        vcpus: args.cpus.as_ref().map(|cpus| cpus.boot),
+        vcpu_placement: places.vcpus.clone(),
+        poller_placement: places.poller,
+        halt_poll_ns: args.halt_poll,
+        each_vector: true,
+    }
+}
+
+fn name(value: impl clap::ValueEnum) -> String {
+    value.to_possible_value().map(|value| value.get_name().to_string()).unwrap_or_default()
+}
+
+/// Set by the first SIGINT or SIGTERM; the second ends the process.
+fn interrupts() -> Result<Arc<AtomicBool>> {
+    const SECOND: i32 = 130;
+    let flag = Arc::new(AtomicBool::new(false));
+    for signal in [libc::SIGINT, libc::SIGTERM] {
+        signal_hook::flag::register_conditional_shutdown(signal, SECOND, flag.clone())
+            .and_then(|_| signal_hook::flag::register(signal, flag.clone()))
+            .map_err(|e| Error::os("handling SIGINT and SIGTERM", &e))?;
+    }
+    Ok(flag)
+}
+
+/// Produces for `duration`, shows and logs meanwhile, and waits until every signal is accounted for.
+fn phase(
+    session: &Session,
+    signaller: &mut Signaller,
+    args: &RunArgs,
+    config: &SessionConfig,
+    duration: Duration,
+    interrupted: &AtomicBool,
+    log: &mut Option<Hlog>,
+) -> Result<(Produced, Figures)> {
+    let progress = Progress::default();
+    let mut total = session.empty_figures();
+    let mut spare = session.empty_figures();
+    let slow_before = slow_path(session);
+    let live = (!args.quiet && !args.json && std::io::stderr().is_terminal()).then(|| Live::new(args.vectors));
+    let began = Instant::now();
+    let mut logged = Duration::ZERO;
+    let mut take = |total: &mut Figures, log: &mut Option<Hlog>| -> Result<()> {
+        let empty = std::mem::replace(&mut spare, Box::new(Figures::new(&[], 0, false)));
+        let Some(mut figures) = session.take_figures(empty) else { return Ok(()) };
+        total.add(&figures);
+        if let Some(log) = log {
+            let now = began.elapsed();
+            log.add(&figures, logged, now.saturating_sub(logged))?;
+            logged = now;
+        }
+        figures.reset();
+        spare = figures;
+        Ok(())
+    };
+    let plan = (args.interval, duration);
+    let produced = std::thread::scope(|scope| -> Result<Produced> {
+        let producer = scope.spawn(|| produce(session, signaller, config.delivery, plan, true, &progress));
+        while !producer.is_finished() {
+            std::thread::sleep(REFRESH.min(duration / 4));
+            if interrupted.load(Ordering::Relaxed) || session.has_failed() {
+                progress.stop.store(true, Ordering::Relaxed);
+            }
+            if session.poller().is_some() {
+                if let Err(error) = take(&mut total, log) {
+                    progress.stop.store(true, Ordering::Relaxed);
+                    return Err(error);
+                }
+                if let Some(live) = &live {
+                    live.show(&total, Stage::SignalToAccepted, progress.sent.load(Ordering::Relaxed));
+                }
+            }
+        }
+        producer.join().map_err(|_| Error::new("the producer panicked"))
+    })?;
+    if session.poller().is_some() {
+        settle(session, &produced, &slow_before, &mut total, |total| take(total, log))?;
+    }
+    if let Some(log) = log {
+        log.add(&produced.figures, Duration::ZERO, began.elapsed())?;
+    }
+    Ok((produced, *total))
+}
+
+fn slow_path(session: &Session) -> Vec<Outcome> {
+    let slow = |slot| session.interrupts().map_or(Outcome::default(), |interrupts| interrupts.slow_path(slot));
+    (0..session.vectors()).map(slow).collect()
+}
+
+/// Takes figures until every signal is delivered, merged or dropped; what the deferred worker did is added.
+fn settle(
+    session: &Session,
+    produced: &Produced,
+    slow_before: &[Outcome],
+    total: &mut Figures,
+    mut take: impl FnMut(&mut Figures) -> Result<()>,
+) -> Result<()> {
+    let sent: u64 = produced.sent.iter().sum();
+    let began = Instant::now();
+    loop {
+        take(total)?;
+        let slow = slow_path(session);
+        let done: u64 = slow.iter().zip(slow_before).map(|(now, before)| now.signals() - before.signals()).sum();
+        if total.total().signals() + done >= sent || began.elapsed() > SETTLE {
+            for ((ledger, now), before) in total.ledger.iter_mut().zip(&slow).zip(slow_before) {
+                *ledger += Outcome {
+                    delivered: now.delivered - before.delivered,
+                    merged: now.merged - before.merged,
+                    dropped: now.dropped - before.dropped,
+                };
+            }
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
