@@ -49,7 +49,10 @@ impl<T> Rcu<T> {
     /// # Panics
     /// When `reader` is offline or of another domain: both are mistakes of this program.
     pub fn read<R>(&self, reader: &Reader<'_>, f: impl FnOnce(&T) -> R) -> R {
-        assert!(reader.is_online() && reader.is_of(&self.grace), "an Rcu is read by an online reader of its own");
+        assert!(
+            reader.is_online() && reader.is_of(&self.grace),
+            "an Rcu is read by an online reader of its own"
+        );
         // Acquire: pairs with the Release store in `replace`.
         let current = self.current.load(Ordering::Acquire);
         // SAFETY: `replace` makes no `&mut` to this copy before a grace period has passed since it stopped being
