@@ -7,6 +7,7 @@
 
 pub mod errno;
 pub mod ids;
+pub mod line;
 pub mod mediated;
 pub mod prim;
 #[allow(unsafe_code, reason = "the one module whose job it is")]

@@ -106,8 +106,8 @@ pub enum Mutation {
     MediatedFailedCreateLeaks,
     /// `line`: what a transition owes is done after the lock is dropped (race 27).
     IntxOwedUnlocked,
-    /// `line`: release does not take the line's lock (race 29).
-    IntxReleaseUnlocked,
+    /// `line`: a trigger is looked at in one critical section and used in the next (races 26, 29).
+    SlotPeeked,
     /// `group`: UNSET drops the count and clears the pointer under the lock twice (race 39).
     GroupUnsetTwice,
     /// `group`: close does not look whose opening it closes (race 43).

@@ -174,10 +174,12 @@ fn the_sweep_goes_on_when_a_removal_complains() {
     assert!(host.alive.borrow().is_empty());
 }
 
+type Seen = (Option<ChildState>, Result<Removed, MediatedError>);
+
 /// Calls back into the table from the middle of its parent's work.
 struct Curious<'a> {
     of: RefCell<Option<&'a Mediated<&'a Self, 1, 2>>>,
-    seen: RefCell<Vec<(Option<ChildState>, Result<Removed, MediatedError>)>>,
+    seen: RefCell<Vec<Seen>>,
     panics: Cell<bool>,
 }
 
