@@ -6,6 +6,7 @@
 #![deny(unsafe_code)]
 
 pub mod errno;
+pub mod group;
 pub mod ids;
 pub mod line;
 pub mod mediated;
