@@ -13,5 +13,6 @@ pub mod mediated;
 pub mod prim;
 #[allow(unsafe_code, reason = "the one module whose job it is")]
 pub mod sync;
+pub mod teardown;
 
 pub use errno::Errno;
