@@ -112,6 +112,8 @@ pub enum Mutation {
     GroupUnsetTwice,
     /// `group`: close does not look whose opening it closes (race 43).
     GroupCloseUnchecked,
+    /// `group`: open finds a group that is going (race 40).
+    GroupOpenUnlisted,
     /// `group`: the last detach takes the driver without waiting for container calls (race 37).
     ContainerNoDrain,
 }

@@ -14,10 +14,16 @@ use pollvisor_core::line::{IntxHost, IntxLine, IntxState, Level, Slot};
 use pollvisor_core::mediated::{Mediated, MediatedError, Operations, ParentKey, Removed, Uuid};
 use pollvisor_core::prim::{Mutation, plant};
 
+/// Every interleaving.
 fn model(planted: Option<Mutation>, f: impl Fn() + Sync + Send + 'static) {
+    bounded(None, planted, f);
+}
+
+/// Every interleaving with at most so many preemptions.
+fn bounded(preemptions: Option<usize>, planted: Option<Mutation>, f: impl Fn() + Sync + Send + 'static) {
     plant(planted);
     let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(3);
+    builder.preemption_bound = preemptions;
     builder.check(f);
     plant(None);
 }
@@ -92,10 +98,15 @@ fn unregister(m: &Table, parent: pollvisor_core::mediated::ParentId, host: &Pare
 }
 
 /// Race 32: a child is created before the sweep, or not at all.
-fn create_against_unregister() {
+fn create_against_unregister(with_rival: bool) {
     let host = Parent::new(Ok(()), Ok(()));
     let m = Arc::new(Table::new());
     let parent = m.register(ParentKey(1), Some(Ops(host.clone())), 1).unwrap();
+    // Another one wants the same instance, and keeps what it gets.
+    let rival = with_rival.then(|| {
+        let m = m.clone();
+        thread::spawn(move || m.create(parent, uuid(2)).err())
+    });
     let creator = {
         let m = m.clone();
         thread::spawn(move || match m.create(parent, uuid(1)) {
@@ -106,13 +117,18 @@ fn create_against_unregister() {
                 Err(MediatedError::NotActive) => {}
                 other => panic!("{other:?}"),
             },
-            Err(error) => assert_eq!(error, MediatedError::ParentGone),
+            Err(error) => assert!(matches!(error, MediatedError::ParentGone | MediatedError::NoInstances)),
         })
     };
     unregister(&m, parent, &host);
     creator.join().unwrap();
+    let rival = rival.and_then(|rival| rival.join().unwrap());
+    assert!(
+        matches!(rival, None | Some(MediatedError::ParentGone | MediatedError::NoInstances)),
+        "{rival:?}"
+    );
     assert!(host.faults.none() && host.alive.load(SeqCst) == 0, "an orphan, or work past the parent's end");
-    assert_eq!(m.find(uuid(1)), None);
+    assert_eq!((m.find(uuid(1)), m.find(uuid(2))), (None, None));
     // The slot, the UUID and the whole capacity are the next parent's.
     let next = Parent::new(Ok(()), Ok(()));
     let parent = m.register(ParentKey(1), Some(Ops(next)), 1).unwrap();
@@ -122,19 +138,24 @@ fn create_against_unregister() {
 
 #[test]
 fn mediated_create_against_unregister() {
-    model(None, create_against_unregister);
+    model(None, || create_against_unregister(false));
+}
+
+#[test]
+fn mediated_two_creates_against_unregister() {
+    bounded(Some(2), None, || create_against_unregister(true));
 }
 
 #[test]
 #[should_panic]
 fn mediated_create_against_unregister_open_gate() {
-    model(Some(Mutation::GateCloseOpen), create_against_unregister);
+    model(Some(Mutation::GateCloseOpen), || create_against_unregister(false));
 }
 
 #[test]
 #[should_panic]
 fn mediated_create_against_unregister_no_drain() {
-    model(Some(Mutation::MediatedNoDrain), create_against_unregister);
+    model(Some(Mutation::MediatedNoDrain), || create_against_unregister(false));
 }
 
 /// A remover and the sweep meet at one child: one of them tears it down. The other child goes although the
@@ -339,32 +360,39 @@ fn container_call_against_detach_no_drain() {
 }
 
 /// Race 40 with 44: a group goes while a holder keeps re-opening it; nobody is waited for, and it is freed.
-#[test]
-fn group_unlist_against_open() {
-    model(None, || {
-        let vfio = Arc::new(Groups::new());
-        let (group, file) = opened(&vfio);
-        let holder = {
-            let vfio = vfio.clone();
-            thread::spawn(move || {
-                drop(vfio.close_group(file, thread::yield_now));
-                match vfio.open_group(group, false) {
-                    Ok(file) => Some(file),
-                    Err(error) => {
-                        assert_eq!(error, GroupError::NoGroup);
-                        None
-                    }
-                }
-            })
-        };
-        let (unlisted, revoked) = vfio.unlist(group, thread::yield_now).unwrap();
-        assert!(revoked.driver.is_none());
-        unlisted.unregister_notifier(thread::yield_now).free().unwrap();
-        if let Some(leaked) = holder.join().unwrap() {
+fn unlist_against_open() {
+    let vfio = Arc::new(Groups::new());
+    let (group, file) = opened(&vfio);
+    let holder = {
+        let vfio = vfio.clone();
+        thread::spawn(move || {
+            drop(vfio.close_group(file, thread::yield_now));
+            vfio.open_group(group, false)
+        })
+    };
+    let (unlisted, revoked) = vfio.unlist(group, thread::yield_now).unwrap();
+    assert!(revoked.driver.is_none());
+    unlisted.unregister_notifier(thread::yield_now).free().unwrap();
+    match holder.join().unwrap() {
+        Ok(leaked) => {
             assert_eq!(vfio.close_group(leaked, thread::yield_now).err(), Some(GroupError::StaleFile));
         }
-        assert!(vfio.is_consistent());
-    });
+        Err(error) => assert_eq!(error, GroupError::NoGroup),
+    }
+    // The slot's next group is not open.
+    let (next, _) = opened(&vfio);
+    assert!(vfio.is_consistent() && next != group);
+}
+
+#[test]
+fn group_unlist_against_open() {
+    model(None, unlist_against_open);
+}
+
+#[test]
+#[should_panic]
+fn group_unlist_against_open_found() {
+    model(Some(Mutation::GroupOpenUnlisted), unlist_against_open);
 }
 
 // ---- line ----
@@ -428,7 +456,7 @@ fn requested() -> (Arc<Wire>, Arc<Line>) {
     (wire, Arc::new(line))
 }
 
-/// Race 27: interrupt and ack against mask and unmask. The depth is `masked`, before, between and after.
+/// Race 27: interrupt and ack against mask and unmask against the guest's DisINTx. The depth is `masked`, before, between and after.
 fn interrupt_against_mask() {
     let (wire, line) = requested();
     line.start(false).unwrap();
@@ -439,9 +467,17 @@ fn interrupt_against_mask() {
             line.ack().unwrap();
         })
     };
+    let config = {
+        let line = line.clone();
+        thread::spawn(move || {
+            line.set_disintx(true).unwrap();
+            line.set_disintx(false).unwrap();
+        })
+    };
     line.mask().unwrap();
     line.unmask().unwrap();
     handler.join().unwrap();
+    config.join().unwrap();
     // An arrival that was masked away is not ours; one that was not is acknowledged.
     assert!(wire.faults.none() && line.state() == IntxState::Idle);
     assert_eq!((wire.depth.load(SeqCst), wire.high.load(SeqCst)), (0, false), "a dead line");
@@ -494,13 +530,13 @@ fn interrupt_against_release() {
 
 #[test]
 fn intx_interrupt_against_release() {
-    model(None, interrupt_against_release);
+    bounded(Some(4), None, interrupt_against_release);
 }
 
 #[test]
 #[should_panic]
 fn intx_interrupt_against_release_owed_unlocked() {
-    model(Some(Mutation::IntxOwedUnlocked), interrupt_against_release);
+    bounded(Some(3), Some(Mutation::IntxOwedUnlocked), interrupt_against_release);
 }
 
 /// Races 24 and 29: a signal against two that clear the slot. One of them gets the trigger to release.

@@ -43,7 +43,7 @@ impl<I: Clone, K, const C: usize, const G: usize, const D: usize> Vfio<I, K, C, 
         let mut tables = self.tables.lock();
         let bound = tables.of_group(id).any(|d| d.bound.is_some());
         let group = tables.group(id)?;
-        if group.phase != GroupPhase::Live {
+        if group.phase != GroupPhase::Live && !planted(Mutation::GroupOpenUnlisted) {
             return Err(GroupError::NoGroup);
         }
         if group.no_iommu && !raw_io {

@@ -76,12 +76,20 @@ impl<H: IntxHost, T: Level> IntxLine<H, T> {
         self.apply(IntxEvent::Start { off: disintx })
     }
 
-    /// The handler.
+    /// The handler of an interrupt that is this device's alone; true when this one was new.
     ///
     /// # Errors
     /// [`IntxIllegal`] when no handler is registered.
-    pub fn arrive(&self) -> Result<(), IntxIllegal> {
-        self.apply(IntxEvent::Arrive)
+    pub fn arrive(&self) -> Result<bool, IntxIllegal> {
+        self.interrupt(false)
+    }
+
+    /// The handler of an interrupt that others share: true when it was ours, by the device's status.
+    ///
+    /// # Errors
+    /// [`IntxIllegal`] when no handler is registered.
+    pub fn arrive_shared(&self) -> Result<bool, IntxIllegal> {
+        self.interrupt(true)
     }
 
     /// The guest's ack (EOI), of this device or of one that shares the line.
@@ -140,9 +148,28 @@ impl<H: IntxHost, T: Level> IntxLine<H, T> {
         self.apply(IntxEvent::Close).map(|()| LineClosing { line: self })
     }
 
-    /// The one setter. The device is asked for its status under the lock and only when that decides.
-    fn apply(&self, event: IntxEvent) -> Result<(), IntxIllegal> {
+    fn interrupt(&self, shared: bool) -> Result<bool, IntxIllegal> {
         let mut inner = self.inner.lock();
+        let ours = inner.state == IntxState::Idle && (!shared || inner.host.is_pending());
+        if ours {
+            self.commit(inner, IntxEvent::Arrive, |_| true)
+        } else {
+            intx_next(inner.state, IntxEvent::Arrive).map(|_| false)
+        }
+    }
+
+    fn apply(&self, event: IntxEvent) -> Result<(), IntxIllegal> {
+        self.commit(self.inner.lock(), event, |_| ())
+    }
+
+    /// The one setter. The device is asked for its status under the lock and only when that decides; `then` runs
+    /// under it last.
+    fn commit<'a, R>(
+        &'a self,
+        mut inner: SpinGuard<'a, Inner<H, T>>,
+        event: IntxEvent,
+        then: impl FnOnce(&mut Inner<H, T>) -> R,
+    ) -> Result<R, IntxIllegal> {
         let event = inner.sampled(event);
         let (state, owed) = intx_next(inner.state, event)?;
         inner.state = state;
@@ -151,11 +178,7 @@ impl<H: IntxHost, T: Level> IntxLine<H, T> {
             inner = self.inner.lock();
         }
         owed.settle(|action| inner.act(action));
-        Ok(())
-    }
-
-    fn lock(&self) -> SpinGuard<'_, Inner<H, T>> {
-        self.inner.lock()
+        Ok(then(&mut inner))
     }
 }
 
@@ -213,7 +236,7 @@ impl<H: IntxHost, T: Level> LineFreed<'_, H, T> {
     #[must_use = "the trigger is to be dropped where no lock is held"]
     pub fn unregister_ack(self, unregister: impl FnOnce()) -> Option<T> {
         unregister();
-        self.line.apply(IntxEvent::AckGone).expect("closing elects one");
-        self.line.lock().trigger.take()
+        let inner = self.line.inner.lock();
+        self.line.commit(inner, IntxEvent::AckGone, |inner| inner.trigger.take()).expect("closing elects one")
     }
 }

@@ -207,8 +207,8 @@ proptest! {
                 _ => {}
             }
             prop_assert!(vfio.is_consistent());
-            for g in 0..2 {
-                prop_assert_eq!(vfio.users(groups[g]).map(|u| u as usize), Ok(m.users(g)));
+            for (g, &group) in groups.iter().enumerate() {
+                prop_assert_eq!(vfio.users(group).map(|u| u as usize), Ok(m.users(g)));
             }
             for (n, device) in devices.iter().enumerate() {
                 if let Some(device) = device {
