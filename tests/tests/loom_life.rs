@@ -143,7 +143,7 @@ fn mediated_create_against_unregister() {
 
 #[test]
 fn mediated_two_creates_against_unregister() {
-    bounded(Some(2), None, || create_against_unregister(true));
+    bounded(Some(3), None, || create_against_unregister(true));
 }
 
 #[test]
