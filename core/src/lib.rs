@@ -6,16 +6,20 @@
 #![deny(unsafe_code)]
 
 pub mod errno;
+pub mod group;
 pub mod ids;
 pub mod inject;
 pub mod ioapic;
 pub mod irqfd;
 pub mod msix;
 pub mod poll;
+pub mod line;
+pub mod mediated;
 pub mod prim;
 pub mod route;
 pub mod source;
 #[allow(unsafe_code, reason = "the one module whose job it is")]
 pub mod sync;
+pub mod teardown;
 
 pub use errno::Errno;

@@ -96,4 +96,24 @@ pub enum Mutation {
     RouteNoGrace,
     /// `route`: the irqfd copies are refreshed outside the lock that lists an irqfd (race 14).
     RouteRefreshUnlocked,
+    /// `mediated`: whoever finds a child that is being removed removes it too.
+    MediatedNoElection,
+    /// `mediated`: the sweep does not wait for those inside the gate (race 32).
+    MediatedNoDrain,
+    /// `mediated`: the sweep stops at the first complaint (race 35).
+    MediatedSweepStops,
+    /// `mediated`: a failed create keeps its instance.
+    MediatedFailedCreateLeaks,
+    /// `line`: what a transition owes is done after the lock is dropped (race 27).
+    IntxOwedUnlocked,
+    /// `line`: a trigger is looked at in one critical section and used in the next (races 26, 29).
+    SlotPeeked,
+    /// `group`: UNSET drops the count and clears the pointer under the lock twice (race 39).
+    GroupUnsetTwice,
+    /// `group`: close does not look whose opening it closes (race 43).
+    GroupCloseUnchecked,
+    /// `group`: open finds a group that is going (race 40).
+    GroupOpenUnlisted,
+    /// `group`: the last detach takes the driver without waiting for container calls (race 37).
+    ContainerNoDrain,
 }

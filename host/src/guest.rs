@@ -93,6 +93,7 @@ impl Guest {
         const LME_LMA: u64 = 1 << 8 | 1 << 10;
         (sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer) = (PE_ET_NE_PG, PML4, PAE, LME_LMA);
         vcpu.set_sregs(&sregs)?;
+        vcpu.make_runnable()?;
         let id = u64::from(vcpu.id().0);
         vcpu.set_regs(&kb::kvm_regs {
             rip: CODE,

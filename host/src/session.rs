@@ -151,12 +151,16 @@ impl Session {
         self.wait_running()
     }
 
-    fn wait_running(&self) -> Result<()> {
+    fn wait_running(&mut self) -> Result<()> {
         let Some(guest) = &self.guest else { return Ok(()) };
         let began = std::time::Instant::now();
-        while !(0..self.vcpu_count).all(|id| guest.is_running(VcpuId(id))) {
-            if self.threads.iter().any(VcpuThread::has_ended) || began.elapsed().as_secs() >= 10 {
-                return Err(Error::new("the built-in guest did not start"));
+        while let Some(id) = (0..self.vcpu_count).find(|id| !guest.is_running(VcpuId(*id))) {
+            if let Some(ended) = self.threads.iter().position(VcpuThread::has_ended) {
+                self.threads.swap_remove(ended).stop()?;
+            }
+            if began.elapsed().as_secs() >= 10 {
+                return Err(Error::new(format!("vCPU {id} did not start within 10 s"))
+                    .remedy("fewer vCPUs, or CPUs that are not in use"));
             }
             std::thread::sleep(std::time::Duration::from_micros(200));
         }

@@ -93,6 +93,7 @@ table! {
     KVM_GET_LAPIC: kb::kvm_lapic_state = ior(0x8e, "KVM_GET_LAPIC", Some(kb::KVM_CAP_IRQCHIP));
     KVM_SET_LAPIC: kb::kvm_lapic_state = iow(0x8f, "KVM_SET_LAPIC", Some(kb::KVM_CAP_IRQCHIP));
     KVM_SET_CPUID2: kb::kvm_cpuid2 = iow(0x90, "KVM_SET_CPUID2", Some(kb::KVM_CAP_EXT_CPUID));
+    KVM_SET_MP_STATE: kb::kvm_mp_state = iow(0x99, "KVM_SET_MP_STATE", Some(kb::KVM_CAP_MP_STATE));
     KVM_ENABLE_CAP: kb::kvm_enable_cap = iow(0xa3, "KVM_ENABLE_CAP", Some(kb::KVM_CAP_ENABLE_CAP_VM));
     KVM_SIGNAL_MSI: kb::kvm_msi = iow(0xa5, "KVM_SIGNAL_MSI", Some(kb::KVM_CAP_SIGNAL_MSI));
     KVM_SET_DEVICE_ATTR: kb::kvm_device_attr = iow(0xe1, "KVM_SET_DEVICE_ATTR", Some(kb::KVM_CAP_DEVICE_CTRL));
@@ -171,6 +172,7 @@ mod tests {
             ("KVM_ENABLE_CAP", 0x4068_aea3),
             ("KVM_SET_DEVICE_ATTR", 0x4018_aee1),
             ("KVM_SET_SREGS", 0x4138_ae84),
+            ("KVM_SET_MP_STATE", 0x4004_ae99),
             ("VFIO_GET_API_VERSION", 0x3b64),
             ("VFIO_CHECK_EXTENSION", 0x3b65),
         ] {

@@ -361,6 +361,15 @@ impl VcpuFd {
         set(self.fd.as_fd(), &io::KVM_SET_REGS, regs).map(drop)
     }
 
+    /// Lets it run at once: one that is not the first would wait for INIT and SIPI.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn make_runnable(&self) -> Result<()> {
+        let state = kb::kvm_mp_state { mp_state: kb::KVM_MP_STATE_RUNNABLE };
+        set(self.fd.as_fd(), &io::KVM_SET_MP_STATE, &state).map(drop)
+    }
+
     /// The LAPIC's register page.
     ///
     /// # Errors
