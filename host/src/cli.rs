@@ -207,7 +207,8 @@ fn cpus(text: &str) -> Result<CpusArg, String> {
 
 /// `[0@[2],1@[3]]`.
 fn pairs(text: &str) -> Result<Vec<(u32, usize)>, String> {
-    let inner = |text: &'_ str| -> Option<String> { Some(text.strip_prefix('[')?.strip_suffix(']')?.to_string()) };
+    let inner =
+        |text: &'_ str| -> Option<String> { Some(text.strip_prefix('[')?.strip_suffix(']')?.to_string()) };
     let list = inner(text).ok_or_else(|| format!("affinity=`{text}`: a list like [0@[2],1@[3]]"))?;
     let mut pairs: Vec<(u32, usize)> = Vec::new();
     for part in split(&list)? {

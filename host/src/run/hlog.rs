@@ -26,7 +26,8 @@ impl Hlog {
     /// When it cannot be written.
     pub fn create(path: &Path) -> Result<Self> {
         let what = || format!("creating the histogram log {}", path.display());
-        let file = File::create(path).map_err(|e| Error::os(what(), &e).remedy("--hlog with a file in a writable folder"))?;
+        let file = File::create(path)
+            .map_err(|e| Error::os(what(), &e).remedy("--hlog with a file in a writable folder"))?;
         let mut log = Self { path: path.to_path_buf(), file: BufWriter::new(file) };
         let now = SystemTime::now();
         IntervalLogWriterBuilder::new()

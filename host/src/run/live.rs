@@ -33,7 +33,9 @@ impl Live {
                 line.set_message(format!("… and {} more vectors; {sent} signals", self.vectors - vector));
                 continue;
             }
-            let Some(histogram) = figures.vectors.get(vector).and_then(|stages| stages.get(stage)) else { continue };
+            let Some(histogram) = figures.vectors.get(vector).and_then(|stages| stages.get(stage)) else {
+                continue;
+            };
             #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a mean of u64s")]
             let mean = histogram.mean() as u64;
             line.set_message(format!(

@@ -39,14 +39,17 @@ const SETTLE: Duration = Duration::from_secs(5);
 pub fn run(args: &RunArgs) -> Result<()> {
     let report = measure(args)?;
     if args.json {
-        let json = serde_json::to_string_pretty(&report).map_err(|e| Error::new(format!("writing JSON: {e}")))?;
+        let json =
+            serde_json::to_string_pretty(&report).map_err(|e| Error::new(format!("writing JSON: {e}")))?;
         println!("{json}");
     } else {
         print!("{}", report.table());
     }
     match report.ledger.missing() {
         0 => Ok(()),
-        missing => Err(Error::new(format!("{missing} signals are not accounted for")).remedy("report this as a bug")),
+        missing => {
+            Err(Error::new(format!("{missing} signals are not accounted for")).remedy("report this as a bug"))
+        }
     }
 }
 
@@ -80,7 +83,8 @@ pub fn measure(args: &RunArgs) -> Result<Report> {
 
     if !args.warm_up.is_zero() {
         let mut unused = None;
-        let (produced, _) = phase(&session, &mut signaller, args, &config, args.warm_up, &interrupted, &mut unused)?;
+        let (produced, _) =
+            phase(&session, &mut signaller, args, &config, args.warm_up, &interrupted, &mut unused)?;
         drop(produced);
     }
     let began = Instant::now();
@@ -168,7 +172,8 @@ fn phase(
     let mut total = session.empty_figures();
     let mut spare = session.empty_figures();
     let slow_before = slow_path(session);
-    let live = (!args.quiet && !args.json && std::io::stderr().is_terminal()).then(|| Live::new(args.vectors));
+    let live =
+        (!args.quiet && !args.json && std::io::stderr().is_terminal()).then(|| Live::new(args.vectors));
     let began = Instant::now();
     let mut logged = Duration::ZERO;
     let mut take = |total: &mut Figures, log: &mut Option<Hlog>| -> Result<()> {
@@ -214,7 +219,8 @@ fn phase(
 }
 
 fn slow_path(session: &Session) -> Vec<Outcome> {
-    let slow = |slot| session.interrupts().map_or(Outcome::default(), |interrupts| interrupts.slow_path(slot));
+    let slow =
+        |slot| session.interrupts().map_or(Outcome::default(), |interrupts| interrupts.slow_path(slot));
     (0..session.vectors()).map(slow).collect()
 }
 
@@ -231,7 +237,8 @@ fn settle(
     loop {
         take(total)?;
         let slow = slow_path(session);
-        let done: u64 = slow.iter().zip(slow_before).map(|(now, before)| now.signals() - before.signals()).sum();
+        let done: u64 =
+            slow.iter().zip(slow_before).map(|(now, before)| now.signals() - before.signals()).sum();
         if total.total().signals() + done >= sent || began.elapsed() > SETTLE {
             for ((ledger, now), before) in total.ledger.iter_mut().zip(&slow).zip(slow_before) {
                 *ledger += Outcome {

@@ -38,14 +38,18 @@ fn choose(args: &RunArgs, cpus: &[usize]) -> Result<Places> {
         Some(poller) => poller.cpu,
         None => match cpus.iter().rev().find(|cpu| !asked.contains(cpu)) {
             Some(cpu) => *cpu,
-            None => return Err(Error::new("the vCPUs have every CPU, and none is left for the poller")
-                .remedy("leave one out of --cpus affinity, or use --delivery irqfd")),
+            None => {
+                return Err(Error::new("the vCPUs have every CPU, and none is left for the poller")
+                    .remedy("leave one out of --cpus affinity, or use --delivery irqfd"));
+            }
         },
     };
     let uses_poller = args.delivery != DeliveryArg::Irqfd;
     if uses_poller && asked.contains(&poller) {
-        return Err(Error::new(format!("a poller and a vCPU are both to have CPU {poller}; the poller never gives way"))
-            .remedy("another CPU in --poller cpu=N or --cpus affinity"));
+        return Err(Error::new(format!(
+            "a poller and a vCPU are both to have CPU {poller}; the poller never gives way"
+        ))
+        .remedy("another CPU in --poller cpu=N or --cpus affinity"));
     }
     if polled && cpus.len() < 2 {
         return Err(Error::new("a poller needs a CPU of its own, and this process has only one")

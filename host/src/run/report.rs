@@ -32,7 +32,10 @@ impl Ledger {
     /// Signals that are not accounted for: 0, or something is wrong.
     #[must_use]
     pub fn missing(&self) -> i128 {
-        i128::from(self.sent) - i128::from(self.delivered) - i128::from(self.merged) - i128::from(self.dropped)
+        i128::from(self.sent)
+            - i128::from(self.delivered)
+            - i128::from(self.merged)
+            - i128::from(self.dropped)
     }
 }
 
