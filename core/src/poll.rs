@@ -19,7 +19,7 @@
 use crate::inject::Inject;
 use crate::irqfd::{Delivery, Irqfds, Outcome, Slot};
 use crate::prim::{Mutation, planted};
-use crate::source::{Fired, Source};
+use crate::source::{Drained, Fired, Source};
 use crate::sync::Reader;
 use heapless::Vec;
 
@@ -31,8 +31,8 @@ pub trait Observer {
     /// The time, in whatever unit the observer reports.
     fn now(&mut self) -> u64;
 
-    /// An event was delivered at once. `signals` is what the drain found; 0: the event was spurious.
-    fn delivered(&mut self, fired: &Fired, seen: u64, injected: u64, signals: u64, outcome: Outcome);
+    /// An event was delivered at once. `drained` is what was in its source; without signals the event was spurious.
+    fn delivered(&mut self, fired: &Fired, seen: u64, injected: u64, drained: Drained, outcome: Outcome);
 
     /// `signals` went to the deferred worker, which wants waking if `wake`.
     fn deferred(&mut self, fired: &Fired, signals: u64, wake: bool);
@@ -130,7 +130,8 @@ impl<'a, S: AsRef<[Slot]>> Poller<'a, S> {
             source.rearm(fired);
             source.flush();
         }
-        let signals = source.drain(fired);
+        let drained = source.drain(fired);
+        let signals = drained.signals;
         match event.how {
             How::Injected(accepted) => {
                 let mut outcome = Outcome::of(signals.min(1), accepted && signals > 0);
@@ -143,11 +144,11 @@ impl<'a, S: AsRef<[Slot]>> Poller<'a, S> {
                         How::Stale => outcome += Outcome::of(signals - 1, false),
                     }
                 }
-                observer.delivered(fired, event.seen, event.injected, signals, outcome);
+                observer.delivered(fired, event.seen, event.injected, drained, outcome);
             }
             How::Deferred => self.defer(fired, signals, observer),
             How::Stale => {
-                observer.delivered(fired, event.seen, event.seen, signals, Outcome::of(signals, false));
+                observer.delivered(fired, event.seen, event.seen, drained, Outcome::of(signals, false));
             }
         }
         if fired.hang_up {

@@ -13,7 +13,7 @@ use crossbeam_queue::ArrayQueue;
 use hdrhistogram::Histogram;
 use pollvisor_core::irqfd::Outcome;
 use pollvisor_core::poll::Observer;
-use pollvisor_core::source::Fired;
+use pollvisor_core::source::{Drained, Fired};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -279,17 +279,17 @@ impl Recorder {
     }
 
     #[inline]
-    fn note(&mut self, fired: &Fired, seen: u64, injected: u64) {
+    fn note(&mut self, fired: &Fired, stamp: u64, seen: u64, injected: u64) {
         let vector = fired.id.slot();
         let figures = &mut self.figures;
         figures.record(vector, Stage::SeenToInjected, self.clock.ns(injected - seen));
-        if fired.stamp == 0 {
+        if stamp == 0 {
             figures.unstamped += 1;
-        } else if seen < fired.stamp {
+        } else if seen < stamp {
             figures.negative += 1;
         } else {
-            let accepted = self.clock.ns(injected - fired.stamp);
-            figures.record(vector, Stage::SignalToSeen, self.clock.ns(seen - fired.stamp));
+            let accepted = self.clock.ns(injected - stamp);
+            figures.record(vector, Stage::SignalToSeen, self.clock.ns(seen - stamp));
             figures.record(vector, Stage::SignalToAccepted, accepted);
             if let Some(latest) = figures.latest.get_mut(vector) {
                 *latest = accepted;
@@ -305,8 +305,8 @@ impl Observer for Recorder {
     }
 
     #[inline]
-    fn delivered(&mut self, fired: &Fired, seen: u64, injected: u64, signals: u64, outcome: Outcome) {
-        if signals == 0 {
+    fn delivered(&mut self, fired: &Fired, seen: u64, injected: u64, drained: Drained, outcome: Outcome) {
+        if drained.signals == 0 {
             self.figures.spurious += 1;
             return;
         }
@@ -314,7 +314,7 @@ impl Observer for Recorder {
             *ledger += outcome;
         }
         if outcome.delivered > 0 {
-            self.note(fired, seen, injected);
+            self.note(fired, drained.stamp, seen, injected);
         }
     }
 

@@ -10,7 +10,7 @@ use crate::sys::aio::{Canceller, Context};
 use crate::sys::fd::EventFd;
 use pollvisor_core::ids::{Generation, SourceId};
 use pollvisor_core::poll::BATCH;
-use pollvisor_core::source::Fired;
+use pollvisor_core::source::{Drained, Fired};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
@@ -39,7 +39,10 @@ pub(super) struct AioSource {
     contexts: Vec<Context>,
     per: usize,
     entries: Box<[Entry]>,
-    /// The context to look at next, and how many are left to look at in this pass.
+    /// Sources per context, and the contexts that have any: the others are not looked at.
+    hooked: Box<[usize]>,
+    busy: Vec<usize>,
+    /// The place in `busy` to look at next, and how many are left to look at in this pass.
     cursor: usize,
     left: usize,
     /// Contexts with something to submit.
@@ -56,7 +59,9 @@ impl AioSource {
             poll: Poll::Off,
         };
         Ok(Self {
-            left: contexts.len(),
+            left: 0,
+            hooked: vec![0; contexts.len()].into(),
+            busy: Vec::with_capacity(contexts.len()),
             contexts,
             per,
             entries: (0..slots).map(|_| off()).collect(),
@@ -73,7 +78,12 @@ impl AioSource {
 
     pub(super) fn hook(&mut self, id: SourceId, event: Arc<EventFd>, port: &Port) {
         let slot = id.slot();
-        let context = &mut self.contexts[slot / self.per];
+        let number = slot / self.per;
+        self.hooked[number] += 1;
+        if self.hooked[number] == 1 {
+            self.busy.push(number);
+        }
+        let context = &mut self.contexts[number];
         context.arm(slot % self.per, event.as_fd(), slot as u64);
         let armed = context.submit().is_ok();
         if !armed {
@@ -97,42 +107,47 @@ impl AioSource {
     fn off(&mut self, slot: usize, port: &Port) {
         let entry = &mut self.entries[slot];
         entry.poll = Poll::Off;
-        entry.event = None;
+        if entry.event.take().is_some() {
+            let number = slot / self.per;
+            self.hooked[number] -= 1;
+            if self.hooked[number] == 0 {
+                self.busy.retain(|context| *context != number);
+                (self.cursor, self.left) = (0, 0);
+            }
+        }
         port.set(slot, Hooked::Idle);
     }
 
     #[inline]
     pub(super) fn next(&mut self, port: &Port) -> Option<Fired> {
         while self.left > 0 {
-            while let Some(completion) = self.contexts[self.cursor].pop() {
+            let context = self.busy[self.cursor];
+            while let Some(completion) = self.contexts[context].pop() {
                 let slot = usize::try_from(completion.data).unwrap_or(usize::MAX);
                 let entry = &mut self.entries[slot];
                 if entry.poll == Poll::Closing {
                     self.off(slot, port);
+                    if self.left == 0 {
+                        break;
+                    }
                     continue;
                 }
                 entry.poll = Poll::Fired;
                 let hang_up = completion.events & i64::from(libc::POLLHUP) != 0;
-                return Some(Fired {
-                    id: entry.id,
-                    token: completion.data,
-                    stamp: port.stamp_of(slot),
-                    hang_up,
-                });
+                return Some(Fired { id: entry.id, token: completion.data, hang_up });
             }
-            self.cursor = if self.cursor + 1 == self.contexts.len() { 0 } else { self.cursor + 1 };
-            self.left -= 1;
+            self.cursor = if self.cursor + 1 >= self.busy.len() { 0 } else { self.cursor + 1 };
+            self.left = self.left.saturating_sub(1);
         }
-        self.left = self.contexts.len();
+        self.left = self.busy.len();
         None
     }
 
     #[inline]
-    pub(super) fn drain(&mut self, fired: &Fired, port: &Port) -> u64 {
+    pub(super) fn drain(&mut self, fired: &Fired, port: &Port) -> Drained {
         let slot = fired.id.slot();
         let signals = self.entries[slot].event.as_ref().map_or(0, |event| event.take());
-        port.clear_stamp(slot);
-        signals
+        Drained { signals, stamp: port.take_stamp(slot) }
     }
 
     #[inline]

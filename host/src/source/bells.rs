@@ -3,7 +3,8 @@
 use super::port::{Hooked, MAX_REGIONS, Port};
 use crate::sys::doorbell::Consumer;
 use pollvisor_core::ids::SourceId;
-use pollvisor_core::source::Fired;
+use pollvisor_core::poll::BATCH;
+use pollvisor_core::source::{Drained, Fired};
 
 #[derive(Debug)]
 struct Watched {
@@ -11,30 +12,29 @@ struct Watched {
     listeners: Box<[Option<SourceId>]>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Bells {
     regions: heapless::Vec<Watched, MAX_REGIONS>,
     /// Where the bell of a slot is.
     places: Box<[Option<(usize, usize)>]>,
     cursor: usize,
     left: usize,
+    /// What this pass's events carried: a ring is taken when it is seen.
+    carried: [Drained; BATCH],
+    next_carried: usize,
 }
 
-/// A token says where the event came from and how many signals it is: they are taken when it is seen.
+/// A token says that the event is a bell's, and where what it carried is kept until the drain.
 const BELL: u64 = 1 << 63;
-const SIGNALS: u64 = u32::MAX as u64;
 
 pub(super) const fn is_bell(fired: &Fired) -> bool {
     fired.token & BELL != 0
 }
 
-pub(super) const fn signals(fired: &Fired) -> u64 {
-    fired.token & SIGNALS
-}
 
 impl Bells {
     pub(super) fn new(slots: usize) -> Self {
-        Self { regions: heapless::Vec::new(), places: vec![None; slots].into(), cursor: 0, left: 0 }
+        Self { places: vec![None; slots].into(), ..Self::default() }
     }
 
     pub(super) fn add(
@@ -78,13 +78,21 @@ impl Bells {
             if let Some(rung) = region.consumer.next_rung()
                 && let Some(id) = region.listeners[rung.bell]
             {
-                let token = BELL | rung.signals.min(SIGNALS);
-                return Some(Fired { id, token, stamp: rung.stamp, hang_up: false });
+                let at = self.next_carried;
+                self.next_carried = (at + 1) % BATCH;
+                self.carried[at] = Drained { signals: rung.signals, stamp: rung.stamp };
+                return Some(Fired { id, token: BELL | at as u64, hang_up: false });
             }
             self.cursor = if self.cursor + 1 == self.regions.len() { 0 } else { self.cursor + 1 };
             self.left -= 1;
         }
         self.left = self.regions.len();
         None
+    }
+
+    #[inline]
+    pub(super) fn drain(&self, fired: &Fired) -> Drained {
+        // A pass takes at most BATCH events, so none is overwritten before its drain.
+        self.carried[usize::try_from(fired.token & !BELL).unwrap_or(0) % BATCH]
     }
 }

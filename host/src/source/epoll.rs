@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::sys::fd::{Epoll, EpollEvent, EventFd};
 use pollvisor_core::ids::SourceId;
 use pollvisor_core::poll::BATCH;
-use pollvisor_core::source::Fired;
+use pollvisor_core::source::{Drained, Fired};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
@@ -72,7 +72,7 @@ impl EpollSource {
             let slot = usize::try_from(token).unwrap_or(usize::MAX);
             if let Some(Some((id, _))) = self.entries.get(slot) {
                 let hang_up = event.events & libc::EPOLLHUP.cast_unsigned() != 0;
-                return Some(Fired { id: *id, token, stamp: port.stamp_of(slot), hang_up });
+                return Some(Fired { id: *id, token, hang_up });
             }
         }
         self.looked = false;
@@ -93,11 +93,10 @@ impl EpollSource {
     }
 
     #[inline]
-    pub(super) fn drain(&mut self, fired: &Fired, port: &Port) -> u64 {
+    pub(super) fn drain(&mut self, fired: &Fired, port: &Port) -> Drained {
         let slot = fired.id.slot();
         let signals = self.entries[slot].as_ref().map_or(0, |(_, event)| event.take());
-        port.clear_stamp(slot);
-        signals
+        Drained { signals, stamp: port.take_stamp(slot) }
     }
 
     pub(super) fn flush(&mut self) {

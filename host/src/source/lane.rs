@@ -1,11 +1,11 @@
 //! The lane itself: what the core's poller sees as its [`Source`].
 
 use super::aio::{AioSource, DEFAULT_PER_CONTEXT};
-use super::bells::{Bells, is_bell, signals};
+use super::bells::{Bells, is_bell};
 use super::epoll::EpollSource;
 use super::port::{Command, Port};
 use crate::error::{Error, Result};
-use pollvisor_core::source::{Fired, Source};
+use pollvisor_core::source::{Drained, Fired, Source};
 use std::sync::Arc;
 
 /// How a lane watches eventfds. Doorbells are always polled.
@@ -153,9 +153,9 @@ impl Source for Lane {
     }
 
     #[inline]
-    fn drain(&mut self, fired: &Fired) -> u64 {
+    fn drain(&mut self, fired: &Fired) -> Drained {
         if is_bell(fired) {
-            return signals(fired);
+            return self.bells.drain(fired);
         }
         match &mut self.events {
             Events::Aio(source) => source.drain(fired, &self.port),

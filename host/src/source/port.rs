@@ -170,13 +170,12 @@ impl Port {
     }
 
     #[inline]
-    pub(super) fn stamp_of(&self, slot: usize) -> u64 {
-        self.stamps[slot].load(Ordering::Relaxed)
-    }
-
-    #[inline]
-    pub(super) fn clear_stamp(&self, slot: usize) {
+    pub(super) fn take_stamp(&self, slot: usize) -> u64 {
+        // After the drain. A signal made between the two finds the old stamp and sets none: it is reported without a
+        // time rather than with a wrong one.
+        let stamp = self.stamps[slot].load(Ordering::Relaxed);
         self.stamps[slot].store(0, Ordering::Relaxed);
+        stamp
     }
 
     /// Whether a poller still takes commands.
