@@ -76,6 +76,8 @@ pub enum Mutation {
     LatchNoRecheck,
     /// `grace`: a reader that comes online makes no fence.
     GraceNoFence,
+    /// `grace`: a reader that comes online does not release what it did before it was offline.
+    GraceOnlineRelaxed,
     /// `grace`: `synchronize` does not wait.
     GraceNoWait,
     /// `gate`: `close` does not stop new entrants.
@@ -86,12 +88,22 @@ pub enum Mutation {
     NoSecondInject,
     /// `irqfd`: assign does not look for an event already pending.
     AssignNoPendingCheck,
+    /// `irqfd`: assign does not mark an irqfd whose signals it took itself.
+    AssignNotFresh,
+    /// `irqfd`: assign looks for a pending event after it listed the irqfd (races 6, 10).
+    AssignPendingLate,
+    /// `irqfd`: signals are handed to the deferred worker without a Release of their own.
+    DeferRelaxed,
     /// `irqfd`: every caller that finds the irqfd queues its shutdown (race 5).
     ShutdownNoElection,
-    /// `irqfd`: shutdown does not wait for the assigner (race 10).
-    ShutdownIgnoresAssigner,
+    /// `irqfd`: shutdown does not wait for the passes that may have seen the irqfd active.
+    ShutdownNoGrace,
     /// `irqfd`: shutdown frees without waiting for the deferred worker (races 2, 8).
     ShutdownNoFlush,
+    /// `irqfd`: the last resampling irqfd out lowers the line when the next one may be in already.
+    ResampleLowerLate,
+    /// `irqfd`: an ack finds out whom to signal before it lowers the line.
+    AckMembersFirst,
     /// `route`: `set_routes` returns without a grace period (D2).
     RouteNoGrace,
     /// `route`: the irqfd copies are refreshed outside the lock that lists an irqfd (race 14).
