@@ -29,6 +29,14 @@ mod imp {
         }
     }
 
+    /// Whether a model has failed and is being torn down, so that destructors leave its atomics alone: never, outside
+    /// a model.
+    #[inline(always)]
+    #[must_use]
+    pub const fn model_failed() -> bool {
+        false
+    }
+
     /// Whether a loom test planted this mistake: never, outside a model.
     #[inline(always)]
     #[must_use]
@@ -45,6 +53,12 @@ mod imp {
     /// Lets loom run somebody else: whoever spins waits for another thread.
     pub fn spin_loop() {
         loom::thread::yield_now();
+    }
+
+    /// Whether a model has failed and is being torn down: its atomics cannot be used any more.
+    #[must_use]
+    pub fn model_failed() -> bool {
+        std::thread::panicking()
     }
 
     std::thread_local! {

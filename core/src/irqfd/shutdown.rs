@@ -10,7 +10,7 @@
 use super::slot::{NONE, Slot};
 use super::{Event, Host, Irqfds, State};
 use crate::inject::Inject;
-use crate::prim::{Mutation, Ordering, planted};
+use crate::prim::{Mutation, Ordering, model_failed, planted};
 
 /// The right to carry out shutdowns; there is one at a time.
 #[derive(Debug)]
@@ -94,6 +94,9 @@ impl<S: AsRef<[Slot]>> ShutdownWorker<'_, S> {
 
 impl<S: AsRef<[Slot]>> Drop for ShutdownWorker<'_, S> {
     fn drop(&mut self) {
+        if model_failed() {
+            return;
+        }
         // Release: pairs with the Acquire in `shutdown_worker`.
         self.irqfds.has_worker.store(false, Ordering::Release);
     }

@@ -20,7 +20,7 @@
 //! through `taken`, by the seat's owners before it.
 
 use super::CachePadded;
-use crate::prim::{AtomicBool, AtomicU64, Mutation, Ordering, fence, planted, spin_loop};
+use crate::prim::{AtomicBool, AtomicU64, Mutation, Ordering, fence, model_failed, planted, spin_loop};
 
 /// How many readers can be registered at once.
 pub const READERS: usize = if cfg!(loom) { 2 } else { 64 };
@@ -176,6 +176,9 @@ impl Reader<'_> {
 
 impl Drop for Reader<'_> {
     fn drop(&mut self) {
+        if model_failed() {
+            return;
+        }
         self.offline();
         // Release: pairs with the Acquire in `register`.
         self.seat.taken.store(false, Ordering::Release);

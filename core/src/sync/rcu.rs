@@ -13,7 +13,7 @@
 #![allow(unsafe_code)]
 
 use super::{Grace, Reader};
-use crate::prim::{AtomicU32, AtomicUsize, Mutation, Ordering, UnsafeCell, planted};
+use crate::prim::{AtomicU32, AtomicUsize, Mutation, Ordering, UnsafeCell, model_failed, planted};
 
 /// A table that is replaced whole. Owns the [`Grace`] domain its readers register with.
 #[derive(Debug)]
@@ -128,6 +128,9 @@ struct Exclusive<'a> {
 
 impl Drop for Exclusive<'_> {
     fn drop(&mut self) {
+        if model_failed() {
+            return;
+        }
         // Release: pairs with the Acquire in `replace`.
         self.writer.store(self.after, Ordering::Release);
     }

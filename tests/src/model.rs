@@ -1,0 +1,374 @@
+//! What the loom models share: an event source as the kernel has it, a host, an injector that watches, a ledger.
+//!
+//! What is modelled, and so takes part in loom's interleavings, is loom's: the source's lock and the device's state.
+//! What only records is `std`'s: no thread switch happens inside it, so it sees the order of the execution.
+
+use loom::sync::Mutex;
+use loom::sync::atomic::AtomicU64 as ModelU64;
+use pollvisor_core::Errno;
+use pollvisor_core::ids::{EventKey, Gsi, SourceId};
+use pollvisor_core::inject::{Inject, InjectError, LineSource};
+use pollvisor_core::irqfd::{Assign, AssignError, Bindings, Host, Irqfds, Outcome, Slot};
+use pollvisor_core::poll::{Observer, Poller};
+use pollvisor_core::prim::{Mutation, plant};
+use pollvisor_core::route::{Chip, Irqchip, Msi, RawRoute};
+use pollvisor_core::source::{Fired, Source};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
+
+/// Runs `model` with at most `bound` preemptions, every interleaving of them.
+pub fn check(bound: usize, model: impl Fn() + Sync + Send + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(bound);
+    builder.max_branches = 20_000;
+    builder.check(model);
+}
+
+/// [`check`] with a mistake planted: it has to fail.
+pub fn check_broken(mutation: Mutation, bound: usize, model: impl Fn() + Sync + Send + 'static) {
+    struct Unplant;
+    impl Drop for Unplant {
+        fn drop(&mut self) {
+            plant(None);
+        }
+    }
+    let _unplant = Unplant;
+    plant(Some(mutation));
+    check(bound, model);
+}
+
+/// How a source begins to be watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// It is looked at, and reported at once if there is something in it: AIO, epoll.
+    Level,
+    /// Only what is written from now on is reported: a bare wait queue.
+    Edge,
+}
+
+#[derive(Debug, Default)]
+struct Event {
+    counter: u64,
+    /// Whom the next write reports to, once.
+    armed: bool,
+    /// The report, not yet read by the poller.
+    posted: bool,
+    watched: Option<SourceId>,
+    hung_up: bool,
+}
+
+/// An eventfd with a one-shot poll request on it, each call of it one step, as the kernel's lock makes it.
+#[derive(Debug)]
+pub struct Eventfd {
+    event: Mutex<Event>,
+    hook: Hook,
+    /// What the device has to tell; written before each signal, read by the guest's handler.
+    state: ModelU64,
+    written: AtomicU64,
+}
+
+impl Eventfd {
+    fn new(hook: Hook) -> Self {
+        Self {
+            event: Mutex::default(),
+            hook,
+            state: ModelU64::new(0),
+            written: AtomicU64::new(0),
+        }
+    }
+
+    fn with<R>(&self, f: impl FnOnce(&mut Event) -> R) -> R {
+        f(&mut self.event.lock().expect("no model thread panics inside"))
+    }
+
+    /// The device has something new to tell, and signals.
+    pub fn signal(&self) {
+        let state = self.written.fetch_add(1, SeqCst) + 1;
+        self.state.store(state, SeqCst);
+        self.with(|event| {
+            event.counter += 1;
+            event.posted |= core::mem::take(&mut event.armed);
+        });
+    }
+
+    /// The producer closes its end.
+    pub fn hang_up(&self) {
+        self.with(|event| {
+            event.hung_up = true;
+            event.posted |= core::mem::take(&mut event.armed);
+        });
+    }
+
+    fn take(&self) -> u64 {
+        self.with(|event| core::mem::take(&mut event.counter))
+    }
+}
+
+impl Source for &Eventfd {
+    fn next(&mut self) -> Option<Fired> {
+        self.with(|event| {
+            let id = event.watched?;
+            core::mem::take(&mut event.posted).then_some(Fired { id, token: 0, hang_up: event.hung_up })
+        })
+    }
+
+    fn drain(&mut self, _: &Fired) -> u64 {
+        self.take()
+    }
+
+    fn rearm(&mut self, fired: &Fired) {
+        self.with(|event| {
+            if event.watched == Some(fired.id) {
+                event.posted = event.counter > 0;
+                event.armed = !event.posted;
+            }
+        });
+    }
+
+    fn flush(&mut self) {}
+}
+
+/// Every signal's end, and what the guest saw.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    delivered: AtomicU64,
+    merged: AtomicU64,
+    dropped: AtomicU64,
+    /// The newest device state that an interrupt's handler saw.
+    seen: AtomicU64,
+    /// Interrupts injected.
+    pub injected: AtomicU64,
+    /// From here on this vector is a mistake.
+    forbidden: AtomicU32,
+    /// From here on every interrupt is a mistake.
+    closed: AtomicBool,
+    /// The line of resampling irqfds.
+    pub level: AtomicBool,
+    /// `Host::release` calls.
+    pub released: AtomicU64,
+    /// Resample signals.
+    pub resampled: AtomicU64,
+}
+
+impl Ledger {
+    fn add(&self, outcome: Outcome) {
+        self.delivered.fetch_add(outcome.delivered, SeqCst);
+        self.merged.fetch_add(outcome.merged, SeqCst);
+        self.dropped.fetch_add(outcome.dropped, SeqCst);
+    }
+
+    /// Delivered, merged and dropped.
+    pub fn total(&self) -> u64 {
+        self.delivered.load(SeqCst) + self.merged.load(SeqCst) + self.dropped.load(SeqCst)
+    }
+}
+
+/// A VM with one eventfd, and the machinery under test.
+#[derive(Debug)]
+pub struct World<const N: usize> {
+    /// The machinery.
+    pub irqfds: Irqfds<[Slot; N]>,
+    /// The eventfd.
+    pub fd: Eventfd,
+    /// What happened.
+    pub ledger: Ledger,
+    bindings: Bindings,
+    /// Whether a thread of its own is the deferred worker at the moment.
+    worker: AtomicBool,
+    /// Whether whoever waits does the deferred worker's job meanwhile.
+    inline_worker: bool,
+}
+
+/// The eventfd's name.
+pub const KEY: EventKey = EventKey(7);
+/// The GSI it is bound to.
+pub const GSI: Gsi = Gsi(1);
+
+/// The message with this vector, as a whole table.
+pub fn route(gsi: Gsi, vector: u8) -> [RawRoute; 1] {
+    [RawRoute::msi(gsi, Msi::fixed(0, vector))]
+}
+
+/// A request without resampling.
+pub const fn plain(gsi: Gsi) -> Assign {
+    Assign { key: KEY, gsi, resample: None }
+}
+
+impl<const N: usize> World<N> {
+    /// A VM whose [`GSI`] sends vector 0x40.
+    pub fn new(hook: Hook) -> Self {
+        let world = Self {
+            irqfds: Irqfds::new([const { () }; N].map(|()| Slot::new()), Irqchip::Kernel, true),
+            fd: Eventfd::new(hook),
+            ledger: Ledger::default(),
+            bindings: Bindings::new(),
+            worker: AtomicBool::new(false),
+            inline_worker: true,
+        };
+        world.irqfds.set_routes(&world, 0, &route(GSI, 0x40)).expect("a good table");
+        world
+    }
+
+    /// Waiting does not help the deferred worker along; a thread of its own has to.
+    pub fn with_worker_thread(mut self) -> Self {
+        self.inline_worker = false;
+        self
+    }
+
+    /// Binds the eventfd to [`GSI`].
+    pub fn assign(&self) -> SourceId {
+        self.irqfds.assign(self, self, plain(GSI)).expect("nobody else has it")
+    }
+
+    /// A poller that makes `passes` passes and leaves.
+    pub fn poll(&self, passes: usize) {
+        let mut poller = Poller::new(&self.irqfds).expect("a seat");
+        for _ in 0..passes {
+            poller.pass(&mut &self.fd, self, &mut &self.ledger);
+        }
+    }
+
+    /// Polls until there is nothing to see.
+    pub fn poll_dry(&self) {
+        let mut poller = Poller::new(&self.irqfds).expect("a seat");
+        while poller.pass(&mut &self.fd, self, &mut &self.ledger) > 0 {}
+    }
+
+    /// The deferred worker wakes once.
+    pub fn work(&self) {
+        self.worker.store(true, SeqCst);
+        let mut reader = self.irqfds.grace().register().expect("a seat");
+        reader.online();
+        self.irqfds.run_deferred(&reader, self, |_, outcome| self.ledger.add(outcome));
+        reader.tick();
+        drop(reader);
+        self.worker.store(false, SeqCst);
+    }
+
+    /// The shutdown worker, if it is nobody at the moment, does what there is to do.
+    pub fn shut_down(&self) {
+        if let Some(mut worker) = self.irqfds.shutdown_worker() {
+            worker.run(self, self);
+        }
+    }
+
+    /// From here on this vector must not arrive.
+    pub fn forbid(&self, vector: u8) {
+        self.ledger.forbidden.store(vector.into(), SeqCst);
+    }
+
+    /// From here on nothing must arrive.
+    pub fn close(&self) {
+        self.ledger.closed.store(true, SeqCst);
+    }
+
+    /// Everything settled: no signal is without an end, no edge without a later interrupt.
+    pub fn assert_settled(&self) {
+        let written = self.fd.written.load(SeqCst);
+        assert_eq!(self.ledger.total(), written, "signals and their ends differ: {:?}", self.ledger);
+        assert_eq!(self.ledger.seen.load(SeqCst), written, "an edge was lost: {:?}", self.ledger);
+        assert!(self.ledger.delivered.load(SeqCst) <= self.ledger.injected.load(SeqCst));
+    }
+
+    /// [`assert_settled`](Self::assert_settled) after everything that is still on its way.
+    pub fn settle(&self) {
+        self.poll_dry();
+        self.work();
+        self.assert_settled();
+    }
+
+    fn interrupt(&self) {
+        assert!(!self.ledger.closed.load(SeqCst), "an interrupt after its teardown returned");
+        self.ledger.injected.fetch_add(1, SeqCst);
+        self.ledger.seen.fetch_max(self.fd.state.load(SeqCst), SeqCst);
+    }
+}
+
+impl<const N: usize> Inject for World<N> {
+    fn msi(&self, msi: &Msi) -> Result<(), InjectError> {
+        let forbidden = self.ledger.forbidden.load(SeqCst);
+        assert!(forbidden != msi.vector().into(), "an interrupt by a route replaced before");
+        self.interrupt();
+        Ok(())
+    }
+
+    fn pin(&self, _: Chip, _: u32, level: bool, source: LineSource) -> Result<(), InjectError> {
+        if source == LineSource::Resample {
+            // A system call, so others run before and after.
+            loom::thread::yield_now();
+            self.ledger.level.store(level, SeqCst);
+        }
+        if level {
+            self.interrupt();
+        }
+        Ok(())
+    }
+}
+
+impl Observer for &Ledger {
+    fn now(&mut self) -> u64 {
+        0
+    }
+
+    fn delivered(&mut self, _: &Fired, _: u64, _: u64, signals: u64, outcome: Outcome) {
+        assert!(outcome.signals() <= signals, "more ends than signals");
+        self.add(outcome);
+    }
+
+    fn deferred(&mut self, _: &Fired, _: u64, _: bool) {}
+
+    fn hung_up(&mut self, _: &Fired) {}
+}
+
+impl<const N: usize> Host for World<N> {
+    fn bindings(&self) -> &Bindings {
+        &self.bindings
+    }
+
+    fn hook(&self, id: SourceId, _: EventKey) -> Result<(), AssignError> {
+        self.fd.with(|event| {
+            event.watched = Some(id);
+            event.posted = self.fd.hook == Hook::Level && event.counter > 0;
+            event.armed = !event.posted;
+        });
+        Ok(())
+    }
+
+    fn take_pending(&self, _: SourceId, _: EventKey) -> u64 {
+        if self.fd.hook == Hook::Level { 0 } else { self.fd.take() }
+    }
+
+    fn unhook(&self, id: SourceId) {
+        self.fd.with(|event| {
+            if event.watched == Some(id) {
+                event.watched = None;
+                event.armed = false;
+                event.posted = false;
+            }
+        });
+    }
+
+    fn release(&self, _: SourceId, _: EventKey) {
+        self.ledger.released.fetch_add(1, SeqCst);
+    }
+
+    fn signal(&self, _: EventKey) {
+        self.ledger.resampled.fetch_add(1, SeqCst);
+    }
+
+    fn wake_deferred(&self) {}
+
+    fn wake_shutdown(&self) {}
+
+    fn relax(&self) {
+        self.shut_down();
+        if self.inline_worker && !self.worker.load(SeqCst) && !self.irqfds.nothing_deferred() {
+            self.work();
+        }
+        loom::thread::yield_now();
+    }
+}
+
+/// The number an assign failed with, for assertions.
+pub fn errno<T>(result: Result<T, AssignError>) -> Option<Errno> {
+    result.err().map(AssignError::errno)
+}
