@@ -4,8 +4,7 @@
 //! What only records is `std`'s: no thread switch happens inside it, so it sees the order of the execution.
 
 use loom::sync::Mutex;
-use loom::sync::atomic::AtomicU64 as ModelU64;
-use pollvisor_core::Errno;
+use loom::sync::atomic::{AtomicBool as ModelBool, AtomicU64 as ModelU64};
 use pollvisor_core::ids::{EventKey, Gsi, SourceId};
 use pollvisor_core::inject::{Inject, InjectError, LineSource};
 use pollvisor_core::irqfd::{Assign, AssignError, Bindings, Host, Irqfds, Outcome, Slot};
@@ -15,10 +14,10 @@ use pollvisor_core::route::{Chip, Irqchip, Msi, RawRoute};
 use pollvisor_core::source::{Fired, Source};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
 
-/// Runs `model` with at most `bound` preemptions, every interleaving of them.
+/// Runs `model` with at most `bound` preemptions, every interleaving of them; `LOOM_MAX_PREEMPTIONS` overrides.
 pub fn check(bound: usize, model: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(bound);
+    builder.preemption_bound.get_or_insert(bound);
     builder.max_branches = 20_000;
     builder.check(model);
 }
@@ -68,12 +67,7 @@ pub struct Eventfd {
 
 impl Eventfd {
     fn new(hook: Hook) -> Self {
-        Self {
-            event: Mutex::default(),
-            hook,
-            state: ModelU64::new(0),
-            written: AtomicU64::new(0),
-        }
+        Self { event: Mutex::default(), hook, state: ModelU64::new(0), written: AtomicU64::new(0) }
     }
 
     fn with<R>(&self, f: impl FnOnce(&mut Event) -> R) -> R {
@@ -96,6 +90,11 @@ impl Eventfd {
             event.hung_up = true;
             event.posted |= core::mem::take(&mut event.armed);
         });
+    }
+
+    /// The producer opens it again.
+    pub fn reopen(&self) {
+        self.with(|event| event.hung_up = false);
     }
 
     fn take(&self) -> u64 {
@@ -141,12 +140,14 @@ pub struct Ledger {
     forbidden: AtomicU32,
     /// From here on every interrupt is a mistake.
     closed: AtomicBool,
+    /// The vector of the last interrupt.
+    pub vector: AtomicU32,
     /// The line of resampling irqfds.
-    pub level: AtomicBool,
+    pub level: ModelBool,
     /// `Host::release` calls.
     pub released: AtomicU64,
-    /// Resample signals.
-    pub resampled: AtomicU64,
+    /// Whose resample eventfd was signalled.
+    pub resampled: std::sync::Mutex<Vec<EventKey>>,
 }
 
 impl Ledger {
@@ -174,7 +175,7 @@ pub struct World<const N: usize> {
     bindings: Bindings,
     /// Whether a thread of its own is the deferred worker at the moment.
     worker: AtomicBool,
-    /// Whether whoever waits does the deferred worker's job meanwhile.
+    /// Whether whoever wakes the deferred worker does its job at once.
     inline_worker: bool,
 }
 
@@ -185,7 +186,7 @@ pub const GSI: Gsi = Gsi(1);
 
 /// The message with this vector, as a whole table.
 pub fn route(gsi: Gsi, vector: u8) -> [RawRoute; 1] {
-    [RawRoute::msi(gsi, Msi::fixed(0, vector))]
+    [RawRoute::msi(gsi, Msi::fixed(vector.into(), vector))]
 }
 
 /// A request without resampling.
@@ -208,7 +209,7 @@ impl<const N: usize> World<N> {
         world
     }
 
-    /// Waiting does not help the deferred worker along; a thread of its own has to.
+    /// The deferred worker runs when the model says so, and not as soon as it is woken.
     pub fn with_worker_thread(mut self) -> Self {
         self.inline_worker = false;
         self
@@ -244,11 +245,9 @@ impl<const N: usize> World<N> {
         self.worker.store(false, SeqCst);
     }
 
-    /// The shutdown worker, if it is nobody at the moment, does what there is to do.
-    pub fn shut_down(&self) {
-        if let Some(mut worker) = self.irqfds.shutdown_worker() {
-            worker.run(self, self);
-        }
+    /// The shutdown worker, if it is nobody at the moment, does what there is to do; how much it was.
+    pub fn shut_down(&self) -> usize {
+        self.irqfds.shutdown_worker().map_or(0, |mut worker| worker.run(self, self))
     }
 
     /// From here on this vector must not arrive.
@@ -264,9 +263,39 @@ impl<const N: usize> World<N> {
     /// Everything settled: no signal is without an end, no edge without a later interrupt.
     pub fn assert_settled(&self) {
         let written = self.fd.written.load(SeqCst);
+        assert!(self.irqfds.nothing_deferred());
         assert_eq!(self.ledger.total(), written, "signals and their ends differ: {:?}", self.ledger);
         assert_eq!(self.ledger.seen.load(SeqCst), written, "an edge was lost: {:?}", self.ledger);
-        assert!(self.ledger.delivered.load(SeqCst) <= self.ledger.injected.load(SeqCst));
+        let injected = self.ledger.injected.load(SeqCst);
+        assert!(self.ledger.delivered.load(SeqCst) <= injected, "delivered what was not injected");
+    }
+
+    /// Nothing is left of `shutdowns` irqfds: each was shut down once, and the signals it did not take are in the source.
+    pub fn assert_gone(&self, shutdowns: u64) {
+        assert_eq!(self.ledger.released.load(SeqCst), shutdowns, "shut down once each");
+        assert!(self.bindings.is_empty());
+        let left = self.fd.with(|event| {
+            assert_eq!(event.watched, None);
+            event.counter
+        });
+        let written = self.fd.written.load(SeqCst);
+        assert_eq!(self.ledger.total() + left, written, "signals and their ends differ: {:?}", self.ledger);
+    }
+
+    /// No interrupt was for nothing.
+    pub fn assert_frugal(&self) {
+        let written = self.fd.written.load(SeqCst);
+        let injected = self.ledger.injected.load(SeqCst);
+        assert!(injected <= written, "an interrupt without a signal: {:?}", self.ledger);
+    }
+
+    /// What a poller does with an event that cannot be delivered at once.
+    pub fn drain_and_defer(&self, id: SourceId) {
+        let signals = self.fd.with(|event| {
+            event.armed |= core::mem::take(&mut event.posted);
+            core::mem::take(&mut event.counter)
+        });
+        self.irqfds.defer(id, signals);
     }
 
     /// [`assert_settled`](Self::assert_settled) after everything that is still on its way.
@@ -286,15 +315,16 @@ impl<const N: usize> World<N> {
 impl<const N: usize> Inject for World<N> {
     fn msi(&self, msi: &Msi) -> Result<(), InjectError> {
         let forbidden = self.ledger.forbidden.load(SeqCst);
-        assert!(forbidden != msi.vector().into(), "an interrupt by a route replaced before");
+        let vector = msi.vector().into();
+        assert!(forbidden != vector, "an interrupt by a route replaced before");
+        assert_eq!(msi.destination(), vector, "a torn message");
+        self.ledger.vector.store(vector, SeqCst);
         self.interrupt();
         Ok(())
     }
 
     fn pin(&self, _: Chip, _: u32, level: bool, source: LineSource) -> Result<(), InjectError> {
         if source == LineSource::Resample {
-            // A system call, so others run before and after.
-            loom::thread::yield_now();
             self.ledger.level.store(level, SeqCst);
         }
         if level {
@@ -324,7 +354,10 @@ impl<const N: usize> Host for World<N> {
         &self.bindings
     }
 
-    fn hook(&self, id: SourceId, _: EventKey) -> Result<(), AssignError> {
+    fn hook(&self, id: SourceId, key: EventKey) -> Result<(), AssignError> {
+        if key != KEY {
+            return Ok(());
+        }
         self.fd.with(|event| {
             event.watched = Some(id);
             event.posted = self.fd.hook == Hook::Level && event.counter > 0;
@@ -333,8 +366,8 @@ impl<const N: usize> Host for World<N> {
         Ok(())
     }
 
-    fn take_pending(&self, _: SourceId, _: EventKey) -> u64 {
-        if self.fd.hook == Hook::Level { 0 } else { self.fd.take() }
+    fn take_pending(&self, _: SourceId, key: EventKey) -> u64 {
+        if key != KEY || self.fd.hook == Hook::Level { 0 } else { self.fd.take() }
     }
 
     fn unhook(&self, id: SourceId) {
@@ -351,24 +384,22 @@ impl<const N: usize> Host for World<N> {
         self.ledger.released.fetch_add(1, SeqCst);
     }
 
-    fn signal(&self, _: EventKey) {
-        self.ledger.resampled.fetch_add(1, SeqCst);
+    fn signal(&self, key: EventKey) {
+        self.ledger.resampled.lock().expect("nothing panics inside").push(key);
     }
 
-    fn wake_deferred(&self) {}
+    fn wake_deferred(&self) {
+        if self.inline_worker && !self.worker.load(SeqCst) {
+            self.work();
+        }
+    }
 
     fn wake_shutdown(&self) {}
 
     fn relax(&self) {
-        self.shut_down();
-        if self.inline_worker && !self.worker.load(SeqCst) && !self.irqfds.nothing_deferred() {
-            self.work();
+        // Yielding lets the others run up to where they wait, so not without need: less would be explored.
+        if self.shut_down() == 0 {
+            loom::thread::yield_now();
         }
-        loom::thread::yield_now();
     }
-}
-
-/// The number an assign failed with, for assertions.
-pub fn errno<T>(result: Result<T, AssignError>) -> Option<Errno> {
-    result.err().map(AssignError::errno)
 }

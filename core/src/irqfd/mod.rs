@@ -224,7 +224,7 @@ impl<S: AsRef<[Slot]>> Irqfds<S> {
         let Some(slot) = self.slots().get(id.slot()) else { return false };
         let elected = {
             let mut list = self.list.lock();
-            let current = slot.is_active(id.generation);
+            let current = slot.is_active(id.generation) || planted(Mutation::ShutdownNoElection);
             current && self.deactivate(&mut list, id.index)
         };
         if elected {

@@ -10,8 +10,8 @@ mod resample;
 mod routes;
 mod sync;
 
-use std::sync::Arc;
 use loom::thread;
+use std::sync::Arc;
 
 /// Starts a model thread on a shared world.
 fn spawn<T: Send + Sync + 'static>(world: &Arc<T>, f: impl FnOnce(&T) + 'static) -> thread::JoinHandle<()> {

@@ -1,10 +1,10 @@
 //! The latch, the grace period, the replaced table, the gate.
 
 use crate::spawn;
-use std::sync::Arc;
 use pollvisor_core::prim::{Mutation, UnsafeCell, spin_loop};
 use pollvisor_core::sync::{Gate, Grace, Latch, PendingSet, Rcu};
 use pollvisor_tests::model::{check, check_broken};
+use std::sync::Arc;
 
 /// Two updates against a reader: what it gets is one of the three records, whole, within its bounded tries.
 fn latch() {
