@@ -16,6 +16,8 @@ mod padded;
 mod pending;
 mod rcu;
 mod spinlock;
+#[cfg(all(test, not(loom)))]
+mod tests;
 
 pub use gate::{Gate, Inside};
 pub use grace::{Grace, READERS, Reader};

@@ -29,13 +29,13 @@ fn three_ends() {
 
 #[test]
 fn one_owner_shuts_down() {
-    check(2, three_ends);
+    check(3, three_ends);
 }
 
 #[test]
 #[should_panic(expected = "two owners of one irqfd's shutdown")]
 fn without_election_there_are_two_owners() {
-    check_broken(Mutation::ShutdownNoElection, 2, three_ends);
+    check_broken(Mutation::ShutdownNoElection, 3, three_ends);
 }
 
 /// A poller reports a hang-up while the irqfd is taken away and its slot given to the next one: that one stays.
@@ -57,13 +57,13 @@ fn reported_hang_up() {
 
 #[test]
 fn a_reported_hang_up_is_the_irqfds_own() {
-    check(2, reported_hang_up);
+    check(3, reported_hang_up);
 }
 
 #[test]
 #[should_panic(expected = "two owners of one irqfd's shutdown")]
 fn without_election_a_reported_hang_up_is_another_owner() {
-    check_broken(Mutation::ShutdownNoElection, 2, reported_hang_up);
+    check_broken(Mutation::ShutdownNoElection, 3, reported_hang_up);
 }
 
 /// A pass that has seen the irqfd active, against its deassign: nothing is delivered once that returned.
@@ -171,11 +171,11 @@ fn assign_and_release() {
 
 #[test]
 fn release_waits_for_assigners() {
-    check(2, assign_and_release);
+    check(3, assign_and_release);
 }
 
 #[test]
 #[should_panic(expected = "an interrupt after its teardown returned")]
 fn release_that_lets_assigners_in_is_none() {
-    check_broken(Mutation::GateCloseOpen, 2, assign_and_release);
+    check_broken(Mutation::GateCloseOpen, 3, assign_and_release);
 }

@@ -27,7 +27,7 @@ fn no_edge_is_lost_between_injection_and_drain() {
 
 #[test]
 fn three_signals_meet_every_step_of_a_pass() {
-    check(2, || signals(3));
+    check(3, || signals(3));
 }
 
 #[test]

@@ -40,13 +40,13 @@ fn leave_and_join() {
 
 #[test]
 fn the_last_one_out_lowers_before_the_next_one_is_in() {
-    check(2, leave_and_join);
+    check(3, leave_and_join);
 }
 
 #[test]
 #[should_panic(expected = "the next member's level was lost")]
 fn lowered_late_it_hits_the_next_one() {
-    check_broken(Mutation::ResampleLowerLate, 2, leave_and_join);
+    check_broken(Mutation::ResampleLowerLate, 3, leave_and_join);
 }
 
 /// An ack while a member joins and raises the line: it stays up, or the member is told.
@@ -66,11 +66,11 @@ fn ack_and_join() {
 
 #[test]
 fn an_ack_misses_no_member() {
-    check(2, ack_and_join);
+    check(3, ack_and_join);
 }
 
 #[test]
 #[should_panic(expected = "lowered, and nobody was told")]
 fn an_ack_that_looks_first_misses_one() {
-    check_broken(Mutation::AckMembersFirst, 2, ack_and_join);
+    check_broken(Mutation::AckMembersFirst, 3, ack_and_join);
 }

@@ -46,13 +46,13 @@ fn updates_and_event() {
 
 #[test]
 fn an_event_reads_a_whole_route() {
-    check(2, updates_and_event);
+    check(3, updates_and_event);
 }
 
 #[test]
 #[should_panic(expected = "a torn message")]
 fn an_event_without_recheck_reads_half_a_route() {
-    check_broken(Mutation::LatchNoRecheck, 2, updates_and_event);
+    check_broken(Mutation::LatchNoRecheck, 3, updates_and_event);
 }
 
 /// An update against the deferred worker.
@@ -119,11 +119,11 @@ fn update_and_reuse() {
 
 #[test]
 fn an_update_leaves_the_next_owner_alone() {
-    check(2, update_and_reuse);
+    check(3, update_and_reuse);
 }
 
 #[test]
 #[should_panic(expected = "the other irqfd's route")]
 fn an_update_outside_the_lock_does_not() {
-    check_broken(Mutation::RouteRefreshUnlocked, 2, update_and_reuse);
+    check_broken(Mutation::RouteRefreshUnlocked, 3, update_and_reuse);
 }
