@@ -118,6 +118,8 @@ pub enum Mutation {
     ResampleLowerLate,
     /// `irqfd`: an ack finds out whom to signal before it lowers the line.
     AckMembersFirst,
+    /// `irqfd`: a line is lowered by a route looked up before, when it may be another GSI's already (D2).
+    LowerAfterLookup,
     /// `route`: `set_routes` returns without a grace period (D2).
     RouteNoGrace,
     /// `route`: the irqfd copies are refreshed outside the lock that lists an irqfd (race 14).

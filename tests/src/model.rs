@@ -1,17 +1,21 @@
 //! What the loom models share: an event source as the kernel has it, a host, an injector that watches, a ledger.
 //!
-//! What is modelled, and so takes part in loom's interleavings, is loom's: the source's lock and the device's state.
-//! What only records is `std`'s: no thread switch happens inside it, so it sees the order of the execution.
+//! What is modelled, and so takes part in loom's interleavings, is loom's: the source's lock, the device's state, and
+//! what is a mistake from some moment on (loom tries both orders only of what it sees). What only records is `std`'s:
+//! no thread switch happens inside it.
 
-use loom::sync::Mutex;
-use loom::sync::atomic::{AtomicBool as ModelBool, AtomicU64 as ModelU64};
+mod eventfd;
+
+pub use eventfd::{Eventfd, Hook};
+
+use loom::sync::atomic::{AtomicBool as ModelBool, AtomicU32 as ModelU32};
 use pollvisor_core::ids::{EventKey, Gsi, SourceId};
 use pollvisor_core::inject::{Inject, InjectError, LineSource};
 use pollvisor_core::irqfd::{Assign, AssignError, Bindings, Host, Irqfds, Outcome, Slot};
 use pollvisor_core::poll::{Observer, Poller};
 use pollvisor_core::prim::{Mutation, plant};
 use pollvisor_core::route::{Chip, Irqchip, Msi, RawRoute};
-use pollvisor_core::source::{Fired, Source};
+use pollvisor_core::source::Fired;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
 
 /// Runs `model` with at most `bound` preemptions, every interleaving of them; `LOOM_MAX_PREEMPTIONS` overrides.
@@ -35,97 +39,6 @@ pub fn check_broken(mutation: Mutation, bound: usize, model: impl Fn() + Sync + 
     check(bound, model);
 }
 
-/// How a source begins to be watched.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hook {
-    /// It is looked at, and reported at once if there is something in it: AIO, epoll.
-    Level,
-    /// Only what is written from now on is reported: a bare wait queue.
-    Edge,
-}
-
-#[derive(Debug, Default)]
-struct Event {
-    counter: u64,
-    /// Whom the next write reports to, once.
-    armed: bool,
-    /// The report, not yet read by the poller.
-    posted: bool,
-    watched: Option<SourceId>,
-    hung_up: bool,
-}
-
-/// An eventfd with a one-shot poll request on it, each call of it one step, as the kernel's lock makes it.
-#[derive(Debug)]
-pub struct Eventfd {
-    event: Mutex<Event>,
-    hook: Hook,
-    /// What the device has to tell; written before each signal, read by the guest's handler.
-    state: ModelU64,
-    written: AtomicU64,
-}
-
-impl Eventfd {
-    fn new(hook: Hook) -> Self {
-        Self { event: Mutex::default(), hook, state: ModelU64::new(0), written: AtomicU64::new(0) }
-    }
-
-    fn with<R>(&self, f: impl FnOnce(&mut Event) -> R) -> R {
-        f(&mut self.event.lock().expect("no model thread panics inside"))
-    }
-
-    /// The device has something new to tell, and signals.
-    pub fn signal(&self) {
-        let state = self.written.fetch_add(1, SeqCst) + 1;
-        self.state.store(state, SeqCst);
-        self.with(|event| {
-            event.counter += 1;
-            event.posted |= core::mem::take(&mut event.armed);
-        });
-    }
-
-    /// The producer closes its end.
-    pub fn hang_up(&self) {
-        self.with(|event| {
-            event.hung_up = true;
-            event.posted |= core::mem::take(&mut event.armed);
-        });
-    }
-
-    /// The producer opens it again.
-    pub fn reopen(&self) {
-        self.with(|event| event.hung_up = false);
-    }
-
-    fn take(&self) -> u64 {
-        self.with(|event| core::mem::take(&mut event.counter))
-    }
-}
-
-impl Source for &Eventfd {
-    fn next(&mut self) -> Option<Fired> {
-        self.with(|event| {
-            let id = event.watched?;
-            core::mem::take(&mut event.posted).then_some(Fired { id, token: 0, hang_up: event.hung_up })
-        })
-    }
-
-    fn drain(&mut self, _: &Fired) -> u64 {
-        self.take()
-    }
-
-    fn rearm(&mut self, fired: &Fired) {
-        self.with(|event| {
-            if event.watched == Some(fired.id) {
-                event.posted = event.counter > 0;
-                event.armed = !event.posted;
-            }
-        });
-    }
-
-    fn flush(&mut self) {}
-}
-
 /// Every signal's end, and what the guest saw.
 #[derive(Debug, Default)]
 pub struct Ledger {
@@ -137,9 +50,11 @@ pub struct Ledger {
     /// Interrupts injected.
     pub injected: AtomicU64,
     /// From here on this vector is a mistake.
-    forbidden: AtomicU32,
+    forbidden: ModelU32,
+    /// From here on this pin is a mistake, if not 0.
+    pub forbidden_pin: ModelU32,
     /// From here on every interrupt is a mistake.
-    closed: AtomicBool,
+    closed: ModelBool,
     /// The vector of the last interrupt.
     pub vector: AtomicU32,
     /// The line of resampling irqfds.
@@ -198,7 +113,7 @@ impl<const N: usize> World<N> {
     /// A VM whose [`GSI`] sends vector 0x40.
     pub fn new(hook: Hook) -> Self {
         let world = Self {
-            irqfds: Irqfds::new([const { () }; N].map(|()| Slot::new()), Irqchip::Kernel, true),
+            irqfds: Irqfds::new(std::array::from_fn(|_| Slot::new()), Irqchip::Kernel, true),
             fd: Eventfd::new(hook),
             ledger: Ledger::default(),
             bindings: Bindings::new(),
@@ -323,7 +238,9 @@ impl<const N: usize> Inject for World<N> {
         Ok(())
     }
 
-    fn pin(&self, _: Chip, _: u32, level: bool, source: LineSource) -> Result<(), InjectError> {
+    fn pin(&self, _: Chip, pin: u32, level: bool, source: LineSource) -> Result<(), InjectError> {
+        let forbidden = self.ledger.forbidden_pin.load(SeqCst);
+        assert!(forbidden == 0 || forbidden != pin, "a line moved by a route replaced before");
         if source == LineSource::Resample {
             self.ledger.level.store(level, SeqCst);
         }
@@ -360,8 +277,7 @@ impl<const N: usize> Host for World<N> {
         }
         self.fd.with(|event| {
             event.watched = Some(id);
-            event.posted = self.fd.hook == Hook::Level && event.counter > 0;
-            event.armed = !event.posted;
+            event.arm(self.fd.hook == Hook::Level);
         });
         Ok(())
     }

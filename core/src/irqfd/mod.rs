@@ -374,6 +374,11 @@ impl<S: AsRef<[Slot]>> Irqfds<S> {
     /// Lowers the line of the resamplers of `gsi`, inside the lookup: a pin of an old route may be another GSI's as
     /// soon as `set_routes` returns (D2).
     fn lower<H: Host>(&self, host: &H, inject: &impl Inject, gsi: Gsi) {
+        if planted(Mutation::LowerAfterLookup) {
+            let targets = self.lookup(host, |table| table.resolve(gsi));
+            resample::set_level(&targets, false, inject);
+            return;
+        }
         self.lookup(host, |table| resample::set_level(&table.resolve(gsi), false, inject));
     }
 }

@@ -70,8 +70,8 @@ impl<T> Rcu<T> {
 
     /// Builds the next table from the current one, publishes it, and waits until nobody reads the old one.
     ///
-    /// `build(current, next)` fills `next`, whose content is stale; if it fails nothing changes. `publish(next)`
-    /// runs right after the switch and before the grace period: what caches the table is refreshed there.
+    /// `build(current, next)` fills `next`, whose content is stale; if it fails nothing changes. `publish(next, switch)`
+    /// calls `switch`, which makes `next` the current table, and refreshes what caches it, before the grace period.
     /// `relax` is called while waiting, for another writer or for readers.
     ///
     /// # Errors

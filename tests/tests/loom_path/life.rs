@@ -66,6 +66,27 @@ fn without_election_a_reported_hang_up_is_another_owner() {
     check_broken(Mutation::ShutdownNoElection, 3, reported_hang_up);
 }
 
+/// A hang-up reported while the irqfd is still being assigned: it is shut down when it is listed, and not before.
+fn hang_up_and_assign() {
+    let world = Arc::new(World::<1>::new(Hook::Level));
+    world.fd.hang_up();
+    let assign = spawn(&world, |world| {
+        world.assign();
+    });
+    let poller = spawn(&world, |world| world.poll(1));
+    world.shut_down();
+    assign.join().unwrap();
+    poller.join().unwrap();
+    world.poll_dry();
+    world.shut_down();
+    world.assert_gone(1);
+}
+
+#[test]
+fn a_hang_up_waits_for_the_assigner() {
+    check(3, hang_up_and_assign);
+}
+
 /// A pass that has seen the irqfd active, against its deassign: nothing is delivered once that returned.
 fn deassign_and_pass() {
     let world = Arc::new(World::<1>::new(Hook::Level));
@@ -175,7 +196,7 @@ fn release_waits_for_assigners() {
 }
 
 #[test]
-#[should_panic(expected = "an interrupt after its teardown returned")]
+#[should_panic(expected = "shut down once each")]
 fn release_that_lets_assigners_in_is_none() {
     check_broken(Mutation::GateCloseOpen, 3, assign_and_release);
 }

@@ -74,3 +74,26 @@ fn an_ack_misses_no_member() {
 fn an_ack_that_looks_first_misses_one() {
     check_broken(Mutation::AckMembersFirst, 3, ack_and_join);
 }
+
+/// An ack while the line's GSI moves to another pin: the old pin is not touched once `set_routes` returned.
+fn ack_and_update() {
+    let world = world();
+    join_and_raise(&world, 100);
+    let ack = spawn(&world, |world| {
+        assert!(world.irqfds.ack(world, world, LINE));
+    });
+    world.irqfds.set_routes(&*world, 0, &[RawRoute::pin(LINE, Chip::Ioapic, 4)]).unwrap();
+    world.ledger.forbidden_pin.store(3, SeqCst);
+    ack.join().unwrap();
+}
+
+#[test]
+fn an_update_outlasts_every_ack() {
+    check(3, ack_and_update);
+}
+
+#[test]
+#[should_panic(expected = "a line moved by a route replaced before")]
+fn lowered_after_the_lookup_an_ack_outlasts_an_update() {
+    check_broken(Mutation::LowerAfterLookup, 3, ack_and_update);
+}
