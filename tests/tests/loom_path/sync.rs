@@ -71,7 +71,7 @@ impl Retired {
     }
 }
 
-/// SAFETY by `Retired`'s protocol, which loom's cell checks.
+// SAFETY: by `Retired`'s protocol, which loom's cell checks.
 unsafe impl Sync for Retired {}
 
 /// A reader that comes online, makes two passes and goes, against a retirement.
@@ -171,7 +171,7 @@ struct Gated {
     object: UnsafeCell<u32>,
 }
 
-/// SAFETY by the gate's protocol, which loom's cell checks.
+// SAFETY: by the gate's protocol, which loom's cell checks.
 unsafe impl Sync for Gated {}
 
 /// Two entrants against one who closes, drains, takes the object down and opens for the next owner.
