@@ -168,7 +168,7 @@ fn an_assigner_that_looks_late_meets_the_shutdown() {
     check_broken(Mutation::AssignPendingLate, 3, assign_and_deassign);
 }
 
-/// The VM's release against an assign: it is refused, or shut down with the rest; two pollers' passes go on.
+/// The VM's release against an assign: it is refused, or shut down with the rest; a poller's pass goes on.
 fn assign_and_release() {
     let world = Arc::new(World::<1>::new(Hook::Edge));
     world.fd.signal();
