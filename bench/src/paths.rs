@@ -141,14 +141,17 @@ pub fn run(args: &PathsArgs) -> Result<()> {
     if !args.json {
         eprint!("\r{:30}\r", "");
     }
-    let paths: Vec<Row> = samples.iter().map(|(path, vectors, list)| row(*path, *vectors, list, &samples)).collect();
+    let paths: Vec<Row> =
+        samples.iter().map(|(path, vectors, list)| row(*path, *vectors, list, &samples)).collect();
     let mut machine = Machine::this(clock);
-    (machine.delivery, machine.source, machine.idle) = ("every path".into(), "every source".into(), "none".into());
+    (machine.delivery, machine.source, machine.idle) =
+        ("every path".into(), "every source".into(), "none".into());
     machine.pinned = true;
     let goals = goals(&samples, &paths);
     let output = Output { paths, goals, timestamp_ns: timestamp_cost(clock), machine };
     if args.json {
-        let json = serde_json::to_string_pretty(&output).map_err(|e| Error::new(format!("writing JSON: {e}")))?;
+        let json =
+            serde_json::to_string_pretty(&output).map_err(|e| Error::new(format!("writing JSON: {e}")))?;
         println!("{json}");
     } else {
         print(&output);
@@ -174,7 +177,8 @@ fn measure(args: &PathsArgs, path: Path, vectors: usize, cpu: usize, clock: Cloc
     if let Some(lost) = session.warnings().iter().find(|warning| warning.contains("instead of AIO")) {
         return Err(Error::new(lost.clone()));
     }
-    let histogram = || Histogram::new_with_bounds(1, 10_000_000_000, 3).map_err(|e| Error::new(e.to_string()));
+    let histogram =
+        || Histogram::new_with_bounds(1, 10_000_000_000, 3).map_err(|e| Error::new(e.to_string()));
     let (mut accepted, mut producer) = (histogram()?, histogram()?);
     let mut sent = 0u64;
     let mut signal = |signaller: &mut Signaller, count: u32, record: bool| {
@@ -247,7 +251,12 @@ fn ratios(over: &[Sample], under: &[Sample]) -> Vec<f64> {
     p50s(over).iter().zip(p50s(under)).map(|(over, under)| over / under.max(1.0)).collect()
 }
 
-#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "nanoseconds")]
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss,
+    reason = "nanoseconds"
+)]
 fn row(path: Path, vectors: usize, list: &[Sample], all: &All) -> Row {
     let at = |pick: fn(&Sample) -> &Histogram<u64>, quantile: f64| {
         let each: Vec<f64> = list.iter().map(|s| pick(s).value_at_quantile(quantile) as f64).collect();
@@ -279,7 +288,11 @@ fn goals(all: &All, rows: &[Row]) -> Vec<Goal> {
         median(&ratios(of(all, over.0, over.1), of(all, under.0, under.1)))
     };
     for n in sizes.iter().copied() {
-        goal(format!("polled eventfd / irqfd, {n} vectors"), ratio((Path::Eventfd, n), (Path::Irqfd, n)), 2.0);
+        goal(
+            format!("polled eventfd / irqfd, {n} vectors"),
+            ratio((Path::Eventfd, n), (Path::Irqfd, n)),
+            2.0,
+        );
         let blocking = ratio((Path::Eventfd, n), (Path::Blocking, n));
         goal(format!("polled eventfd / blocking, {n} vectors"), blocking, 1.0 / 18.0);
         let most = if n <= 8 { 1.1 } else { 1.0 };

@@ -21,7 +21,8 @@ pub enum InjectError {
     Failed(i32),
 }
 
-/// Delivers interrupts. Called by pollers (`msi` only) and by the deferred worker; must not block.
+/// Delivers interrupts. Called by pollers (`msi` only), by the deferred worker, and by control threads that lower a
+/// line. All of them are in a grace period's way, and `set_routes` waits for them: must not block.
 pub trait Inject {
     /// Sends a message.
     ///

@@ -11,7 +11,10 @@
 //!                      tick      the grace period of this pass ends
 //! ```
 //! *Inject first, drain after*: the drain, a system call, is off the critical path, and no edge is lost. With a drain
-//! before the injection an edge would be safe as well, but late.
+//! before the injection an edge would be safe as well, but late. It rests on the first signal drained being the one
+//! that made the source fire, so nobody else drains an active source; where `assign` has, the event is deferred.
+//!
+//! An event that reports a hang-up is deferred as well: it may have no signal at all, and is the last one.
 //!
 //! Bounded: at most [`BATCH`] events a pass, all injected before the first is drained. Fair: the source takes turns
 //! among what it watches. The reader ticks once per pass, so a control thread waits for at most one.
@@ -31,7 +34,8 @@ pub trait Observer {
     /// The time, in whatever unit the observer reports.
     fn now(&mut self) -> u64;
 
-    /// An event was delivered at once. `drained` is what was in its source; without signals the event was spurious.
+    /// An event was delivered at once. `drained` is what was in its source; without signals the event was spurious, or
+    /// its irqfd is gone and the source was left alone.
     fn delivered(&mut self, fired: &Fired, seen: u64, injected: u64, drained: Drained, outcome: Outcome);
 
     /// `signals` went to the deferred worker, which wants waking if `wake`.
@@ -111,6 +115,7 @@ impl<'a, S: AsRef<[Slot]>> Poller<'a, S> {
     #[inline]
     fn inject(&self, fired: &Fired, inject: &impl Inject) -> How {
         match self.irqfds.event(fired.id) {
+            Delivery::Msi(_) if fired.hang_up => How::Deferred,
             Delivery::Msi(msi) => How::Injected(inject.msi(&msi).is_ok()),
             Delivery::Defer => How::Deferred,
             Delivery::Stale => How::Stale,
@@ -126,6 +131,11 @@ impl<'a, S: AsRef<[Slot]>> Poller<'a, S> {
         observer: &mut impl Observer,
     ) {
         let fired = &event.fired;
+        if matches!(event.how, How::Stale) {
+            // Left as it is, undrained: whoever has the source now reports what is in it.
+            observer.delivered(fired, event.seen, event.seen, Drained::default(), Outcome::default());
+            return;
+        }
         if planted(Mutation::RearmBeforeDrain) {
             source.rearm(fired);
             source.flush();
@@ -141,20 +151,23 @@ impl<'a, S: AsRef<[Slot]>> Poller<'a, S> {
                     match self.inject(fired, inject) {
                         How::Injected(accepted) => outcome += Outcome::of(signals - 1, accepted),
                         How::Deferred => self.defer(fired, signals - 1, observer),
+                        // Cannot be, inside one pass; counted, if the host breaks its promise.
                         How::Stale => outcome += Outcome::of(signals - 1, false),
                     }
                 }
                 observer.delivered(fired, event.seen, event.injected, drained, outcome);
             }
-            How::Deferred => self.defer(fired, signals, observer),
-            How::Stale => {
-                observer.delivered(fired, event.seen, event.seen, drained, Outcome::of(signals, false));
+            How::Deferred => {
+                self.defer(fired, signals, observer);
+                self.irqfds.settled(fired.id);
             }
+            How::Stale => {}
         }
         if fired.hang_up {
             // Not re-armed: it would hang up again at once. Its shutdown unhooks it.
-            self.irqfds.hang_up_from_poller(fired.id);
-            observer.hung_up(fired);
+            if self.irqfds.hang_up_from_poller(fired.id) {
+                observer.hung_up(fired);
+            }
         } else if !planted(Mutation::RearmBeforeDrain) {
             source.rearm(fired);
         }

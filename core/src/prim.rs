@@ -29,6 +29,14 @@ mod imp {
         }
     }
 
+    /// Whether a model has failed and is being torn down, so that destructors leave its atomics alone: never, outside
+    /// a model.
+    #[inline(always)]
+    #[must_use]
+    pub const fn model_failed() -> bool {
+        false
+    }
+
     /// Whether a loom test planted this mistake: never, outside a model.
     #[inline(always)]
     #[must_use]
@@ -45,6 +53,12 @@ mod imp {
     /// Lets loom run somebody else: whoever spins waits for another thread.
     pub fn spin_loop() {
         loom::thread::yield_now();
+    }
+
+    /// Whether a model has failed and is being torn down: its atomics cannot be used any more.
+    #[must_use]
+    pub fn model_failed() -> bool {
+        std::thread::panicking()
     }
 
     std::thread_local! {
@@ -76,6 +90,8 @@ pub enum Mutation {
     LatchNoRecheck,
     /// `grace`: a reader that comes online makes no fence.
     GraceNoFence,
+    /// `grace`: a reader that comes online does not release what it did before it was offline.
+    GraceOnlineRelaxed,
     /// `grace`: `synchronize` does not wait.
     GraceNoWait,
     /// `gate`: `close` does not stop new entrants.
@@ -86,12 +102,24 @@ pub enum Mutation {
     NoSecondInject,
     /// `irqfd`: assign does not look for an event already pending.
     AssignNoPendingCheck,
+    /// `irqfd`: assign does not mark an irqfd whose signals it took itself.
+    AssignNotFresh,
+    /// `irqfd`: assign looks for a pending event after it listed the irqfd (races 6, 10).
+    AssignPendingLate,
+    /// `irqfd`: signals are handed to the deferred worker without a Release of their own.
+    DeferRelaxed,
     /// `irqfd`: every caller that finds the irqfd queues its shutdown (race 5).
     ShutdownNoElection,
-    /// `irqfd`: shutdown does not wait for the assigner (race 10).
-    ShutdownIgnoresAssigner,
+    /// `irqfd`: shutdown does not wait for the passes that may have seen the irqfd active.
+    ShutdownNoGrace,
     /// `irqfd`: shutdown frees without waiting for the deferred worker (races 2, 8).
     ShutdownNoFlush,
+    /// `irqfd`: the last resampling irqfd out lowers the line when the next one may be in already.
+    ResampleLowerLate,
+    /// `irqfd`: an ack finds out whom to signal before it lowers the line.
+    AckMembersFirst,
+    /// `irqfd`: a line is lowered by a route looked up before, when it may be another GSI's already (D2).
+    LowerAfterLookup,
     /// `route`: `set_routes` returns without a grace period (D2).
     RouteNoGrace,
     /// `route`: the irqfd copies are refreshed outside the lock that lists an irqfd (race 14).

@@ -196,7 +196,7 @@ impl Interrupts {
             }
             requests.insert(key, Request { source, port: port.clone() });
         }
-        let result = self.irqfds.assign(self, request);
+        let result = self.irqfds.assign(self, &self.inject, request);
         lock(&self.requests).remove(&key);
         result.map_err(|error| refused(gsi, error))
     }

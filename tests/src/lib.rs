@@ -1,1 +1,4 @@
 //! Fixtures.
+
+#[cfg(loom)]
+pub mod model;

@@ -4,6 +4,7 @@ use super::slot::{NONE, Slot};
 use super::{Event, Host, Irqfds};
 use crate::Errno;
 use crate::ids::{EventKey, Gsi, SourceId};
+use crate::inject::Inject;
 use crate::prim::{Mutation, Ordering, planted};
 use crate::route::Irqchip;
 
@@ -100,56 +101,79 @@ impl<S: AsRef<[Slot]>> Irqfds<S> {
         }
     }
 
-    /// Binds an eventfd to a GSI. On return its signals arrive, those made before included.
+    /// Binds an eventfd to a GSI. On return its signals arrive, those made before included. `inject` is for a
+    /// failure that leaves a resampled line without a member: it is lowered.
     ///
     /// # Errors
     /// See [`AssignError`]; nothing is left behind.
-    pub fn assign<H: Host>(&self, host: &H, request: Assign) -> Result<SourceId, AssignError> {
+    pub fn assign<H: Host>(
+        &self,
+        host: &H,
+        inject: &impl Inject,
+        request: Assign,
+    ) -> Result<SourceId, AssignError> {
         self.check_flags(if request.resample.is_some() { FLAG_RESAMPLE } else { 0 })?;
         // From here `release` waits for us.
         let _alive = self.life.try_enter().ok_or(AssignError::Released)?;
         host.bindings().claim(request.key)?;
-        let result = self.assign_claimed(host, request);
+        let result = self.assign_claimed(host, inject, request);
         if result.is_err() {
             host.bindings().release(request.key);
         }
         result
     }
 
-    fn assign_claimed<H: Host>(&self, host: &H, request: Assign) -> Result<SourceId, AssignError> {
+    fn assign_claimed<H: Host>(
+        &self,
+        host: &H,
+        inject: &impl Inject,
+        request: Assign,
+    ) -> Result<SourceId, AssignError> {
         let index = self.allocate().ok_or(AssignError::NoMemory)?;
         let slot = &self.slots()[index as usize];
         slot.describe(request.key, request.gsi, request.resample);
-        slot.assigning.open();
-        // From here the shutdown of this irqfd waits for us (races 6 and 10).
-        let assigning = slot.assigning.try_enter();
         let id = slot.id(index);
         if request.resample.is_some()
-            && let Err(error) = self.resamplers.join(self.slots(), index, request.gsi)
+            && let Err(error) = self.resamplers.join(self.slots(), index, request.gsi, || host.relax())
         {
             self.free(index, Event::Abandon);
             return Err(error);
         }
         if let Err(error) = host.hook(id, request.key) {
             if request.resample.is_some() {
-                self.resamplers.leave(self.slots(), index, request.gsi);
+                // The last one out may be we, and a member that left since we joined may have raised the line.
+                let lower = || self.lower(host, inject, request.gsi);
+                self.resamplers.leave(self.slots(), index, request.gsi, lower);
             }
             self.free(index, Event::Abandon);
             return Err(error);
         }
+        let late = planted(Mutation::AssignPendingLate);
+        let fresh = !late && self.defer_pending(host, id, request.key);
         {
+            let reader = self.brief(host);
             let _list = self.list.lock();
-            self.lookup(host, |table| Self::copy_route(slot, table));
-            let _listed = slot.step(Event::List);
+            self.routes.read(&reader, |table| Self::copy_route(slot, table));
+            let fresh = fresh && !planted(Mutation::AssignNotFresh);
+            let _listed = if fresh { slot.list_fresh() } else { slot.step(Event::List) };
         }
-        if !planted(Mutation::AssignNoPendingCheck) {
-            let signals = host.take_pending(id, request.key);
-            if signals > 0 && self.defer(id, signals) {
-                host.wake_deferred();
-            }
+        // From here the irqfd can go at any moment: the slot is not ours any more.
+        if late {
+            self.defer_pending(host, id, request.key);
         }
-        drop(assigning);
         Ok(id)
+    }
+
+    /// Defers what the poller will not report; whether there was anything.
+    fn defer_pending<H: Host>(&self, host: &H, id: SourceId, key: EventKey) -> bool {
+        if planted(Mutation::AssignNoPendingCheck) {
+            return false;
+        }
+        let signals = host.take_pending(id, key);
+        if signals > 0 && self.defer(id, signals) {
+            host.wake_deferred();
+        }
+        signals > 0
     }
 
     fn allocate(&self) -> Option<u32> {

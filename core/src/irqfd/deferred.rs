@@ -60,7 +60,8 @@ impl<S: AsRef<[Slot]>> Irqfds<S> {
     ) -> usize {
         self.deferred.take(|index| {
             let slot = &self.slots()[index];
-            // Acquire: pairs with whoever deferred, through the set; AcqRel also orders it before `shutdown`'s look.
+            // Acquire: pairs with the Release in `defer`. Release: pairs with the Acquire look of `shut_down`, which
+            // then sees this worker online and waits for its tick.
             let signals = slot.owed.swap(0, Ordering::AcqRel);
             if signals == 0 {
                 return;
@@ -89,7 +90,7 @@ fn pulse(targets: &Vec<Target, MAX_PER_GSI>, inject: &impl Inject) -> bool {
     for level in [true, false] {
         for target in targets {
             any |= match *target {
-                Target::Pin { chip, pin } => inject.pin(chip, pin, level, LineSource::Edge).is_ok(),
+                Target::Pin { chip, pin } => inject.pin(chip, pin, level, LineSource::Edge).is_ok() && level,
                 Target::Msi(msi) => level && inject.msi(&msi).is_ok(),
             };
         }

@@ -13,11 +13,15 @@
 //! ```text
 //!  assign                    event                         deassign            poller
 //!  hook source               signal → Allocated → defer    Listed→Deactivated  loads Listed, reads the route
-//!  lock: copy route, List    signal → Listed → inject      queue, wait         injects
-//!  take what was pending                                   unhook, grace ◄──── tick: the pass is over
+//!  take what was pending                                   queue, wait         injects
+//!  lock: copy route, List    signal → Listed → inject      unhook, grace ◄──── tick: the pass is over
 //! ```
-//! *assign/event*: a signal before the hook is found by the last step, one between hook and list is deferred, one
-//! after it is injected; none is lost. *deassign/event*: the grace period outlasts every pass that saw it active.
+//! *assign/event*: a signal before the hook is taken by `assign` and deferred, one between hook and list is deferred,
+//! one after it is injected; none is lost. What `assign` took may still be reported: a signal after the injection
+//! for that empty event would be drained as if it were the one injected for, so the first event of such an irqfd is
+//! deferred too (*fresh*). To list it is the last thing `assign` does with it, so its shutdown, which may begin at that
+//! moment, meets no assigner (races 6 and 10). *deassign/event*: the grace period outlasts every pass that saw it
+//! active.
 //!
 //! Source: `virt/kvm/eventfd.c`. Differences: D1 (the copy is never blanked), D2 (the grace period covers the slow
 //! path too), D3 (a reader never waits).
@@ -44,7 +48,7 @@ use crate::ids::{EventKey, Gsi, SourceId};
 use crate::inject::Inject;
 use crate::prim::{AtomicBool, AtomicU64, Mutation, Ordering, planted};
 use crate::route::{Chip, Irqchip, Msi, RawRoute, RouteError, RouteTable, pack, unpack};
-use crate::sync::{Gate, Grace, PENDING_BITS, PendingSet, Rcu, SpinLock};
+use crate::sync::{Gate, Grace, PENDING_BITS, PendingSet, Rcu, Reader, SpinLock};
 use slot::NONE;
 
 /// What the machinery asks of the side that owns descriptors, threads and time. Called by control threads and the
@@ -58,7 +62,7 @@ pub trait Host {
     /// `NoMemory` when no poller has room.
     fn hook(&self, id: SourceId, key: EventKey) -> Result<(), AssignError>;
     /// Takes the signals made before [`hook`](Self::hook) that the poller will *not* report: 0 for a source that is
-    /// looked at when it is hooked.
+    /// looked at when it is hooked. Where the two cannot be told apart it may take later ones with them.
     fn take_pending(&self, id: SourceId, key: EventKey) -> u64;
     /// Stops the poller from watching the source; on return it starts no new pass on it. Undelivered signals stay
     /// in the source.
@@ -80,7 +84,7 @@ pub trait Host {
 pub enum Delivery {
     /// Inject this now.
     Msi(Msi),
-    /// Hand it to the deferred worker: inactive, not an MSI, or its route is being replaced at this moment.
+    /// Hand it to the deferred worker: inactive, fresh, not an MSI, or its route is being replaced at this moment.
     Defer,
     /// The handle's irqfd is gone.
     Stale,
@@ -189,14 +193,29 @@ impl<S: AsRef<[Slot]>> Irqfds<S> {
     /// Hands `signals` of `id` to the deferred worker; true when it wants waking. Callers are inside a pass, or
     /// inside `assign`, so the slot cannot be freed meanwhile.
     pub fn defer(&self, id: SourceId, signals: u64) -> bool {
-        // Relaxed: published by the Release in `add`.
-        self.slots()[id.slot()].owed.fetch_add(signals, Ordering::Relaxed);
+        // Release: pairs with the swap in `run_deferred`. Not left to the Release in `add`: a bit that an earlier
+        // owner of the slot left behind may bring the worker here before that one.
+        let order = if planted(Mutation::DeferRelaxed) { Ordering::Relaxed } else { Ordering::Release };
+        self.slots()[id.slot()].owed.fetch_add(signals, order);
         self.deferred.add(id.slot())
     }
 
-    /// The source hung up, says the poller that watches it; the shutdown worker wants waking. No lock is taken.
-    pub fn hang_up_from_poller(&self, id: SourceId) {
-        self.hangups.add(id.slot());
+    /// The source hung up, says the poller that watches it, inside a pass; the shutdown worker wants waking. A stale
+    /// handle is ignored: the slot's next owner has not hung up. No lock is taken.
+    pub fn hang_up_from_poller(&self, id: SourceId) -> bool {
+        let current = self.slots().get(id.slot()).is_some_and(|slot| slot.generation() == id.generation);
+        if current {
+            self.hangups.add(id.slot());
+        }
+        current
+    }
+
+    /// An event of `id` has been drained, and its source not been armed again.
+    #[inline]
+    pub(crate) fn settled(&self, id: SourceId) {
+        if let Some(slot) = self.slots().get(id.slot()) {
+            slot.settled();
+        }
     }
 
     /// The source's producer is gone: the irqfd is deactivated, if it still is this handle's and active. Does not
@@ -205,7 +224,7 @@ impl<S: AsRef<[Slot]>> Irqfds<S> {
         let Some(slot) = self.slots().get(id.slot()) else { return false };
         let elected = {
             let mut list = self.list.lock();
-            let current = slot.word() == Slot::active_word(id.generation);
+            let current = slot.is_active(id.generation) || planted(Mutation::ShutdownNoElection);
             current && self.deactivate(&mut list, id.index)
         };
         if elected {
@@ -226,8 +245,8 @@ impl<S: AsRef<[Slot]>> Irqfds<S> {
         let ticket = {
             let mut list = self.list.lock();
             let slot = self.slots().get(id.slot());
-            let elected = slot.is_some_and(|s| s.word() == Slot::active_word(id.generation))
-                && self.deactivate(&mut list, id.index);
+            let elected =
+                slot.is_some_and(|s| s.is_active(id.generation)) && self.deactivate(&mut list, id.index);
             (elected, list.queued)
         };
         self.flush_shutdowns(host, ticket.1);
@@ -330,7 +349,8 @@ impl<S: AsRef<[Slot]>> Irqfds<S> {
     /// The guest acknowledged (ended) the interrupt of `pin`: lowers its line and signals its resamplers. False when
     /// nobody resamples it.
     pub fn ack_pin<H: Host>(&self, host: &H, inject: &impl Inject, chip: Chip, pin: u32) -> bool {
-        match self.lookup(host, |table| table.gsi_of(chip, pin)) {
+        let gsi = self.routes.read(&self.brief(host), |table| table.gsi_of(chip, pin));
+        match gsi {
             Some(gsi) => self.ack(host, inject, gsi),
             None => false,
         }
@@ -338,12 +358,27 @@ impl<S: AsRef<[Slot]>> Irqfds<S> {
 
     /// The guest acknowledged `gsi`.
     pub fn ack<H: Host>(&self, host: &H, inject: &impl Inject, gsi: Gsi) -> bool {
-        let targets = self.lookup(host, |table| table.resolve(gsi));
-        self.resamplers.ack(self.slots(), gsi, &targets, host, inject)
+        self.resamplers.ack(self.slots(), gsi, host, || self.lower(host, inject, gsi))
     }
 
-    /// Looks something up in the current routes, from a control thread.
+    /// Looks something up in the current routes, from a control thread. `set_routes` waits while `f` runs.
     pub fn lookup<H: Host, R>(&self, host: &H, f: impl FnOnce(&RouteTable) -> R) -> R {
-        self.routes.read_briefly(f, || host.relax())
+        self.routes.read(&self.brief(host), f)
+    }
+
+    /// A place in the grace domain for one lookup. Waits for others that look up; not to be taken with a lock held.
+    fn brief<H: Host>(&self, host: &H) -> Reader<'_> {
+        self.grace().read_briefly(|| host.relax())
+    }
+
+    /// Lowers the line of the resamplers of `gsi`, inside the lookup: a pin of an old route may be another GSI's as
+    /// soon as `set_routes` returns (D2).
+    fn lower<H: Host>(&self, host: &H, inject: &impl Inject, gsi: Gsi) {
+        if planted(Mutation::LowerAfterLookup) {
+            let targets = self.lookup(host, |table| table.resolve(gsi));
+            resample::set_level(&targets, false, inject);
+            return;
+        }
+        self.lookup(host, |table| resample::set_level(&table.resolve(gsi), false, inject));
     }
 }

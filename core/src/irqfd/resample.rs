@@ -5,19 +5,23 @@
 //! line, for nobody is left to.
 //!
 //! ```text
-//!  ack (vCPU exit, housekeeping)             leave (shutdown worker)
-//!  lock: find GSI, copy the members          lock: unlink; last one? forget the GSI
-//!  unlock                                    unlock
-//!  lower the line, signal each               lower the line if it was the last
+//!  ack (vCPU exit, housekeeping)             leave                             join
+//!  lock: somebody there? unlock              lock: unlink; last one? LOWERING  lock: LOWERING? wait, unlocked
+//!  lower the line                            unlock, lower the line            else link
+//!  lock: copy the members, unlock            lock: forget the GSI, unlock      unlock; events raise the line
+//!  signal each
 //! ```
+//! *ack/join*: who joins after the members were copied raises after the line was lowered, and stays up; who joined
+//! before is signalled. *leave/join*: a line is lowered for the last one out before the next one is in.
+//!
 //! Signals and line changes are made outside the lock (race 23); a member that leaves meanwhile may get one signal
 //! more, as in the kernel.
 
 use super::slot::{NONE, Slot};
 use super::{AssignError, Host};
-use crate::ids::Gsi;
+use crate::ids::{EventKey, Gsi};
 use crate::inject::{Inject, LineSource};
-use crate::prim::Ordering;
+use crate::prim::{Mutation, Ordering, planted};
 use crate::route::{MAX_PER_GSI, Target};
 use crate::sync::SpinLock;
 use heapless::Vec;
@@ -25,11 +29,16 @@ use heapless::Vec;
 /// GSIs that can have a resampler at once.
 pub const MAX_RESAMPLERS: usize = if cfg!(loom) { 2 } else { 256 };
 
+/// Members signalled between two looks at the list.
+const BATCH: usize = 16;
+
 #[derive(Debug)]
 struct Resampler {
     gsi: Gsi,
-    /// The first member; the others hang on `Slot::next_member`.
+    /// The first member; the others hang on `Slot::next_member`, in the order of the slots.
     head: u32,
+    /// The last member is gone and its thread lowers the line; nobody joins until that is done.
+    lowering: bool,
 }
 
 /// The resamplers of a VM. Lock order: alone; never with the irqfd lock.
@@ -39,86 +48,133 @@ pub(super) struct Resamplers {
 }
 
 impl Resamplers {
-    pub(super) fn join(&self, slots: &[Slot], index: u32, gsi: Gsi) -> Result<(), AssignError> {
-        let mut list = self.list.lock();
-        let head = match list.iter_mut().find(|r| r.gsi == gsi) {
-            Some(resampler) => core::mem::replace(&mut resampler.head, index),
-            None => {
-                list.push(Resampler { gsi, head: index }).map_err(|_| AssignError::NoMemory)?;
-                NONE
+    /// Puts a member in; `relax` is called while the line is being lowered for the last one that left.
+    pub(super) fn join(
+        &self,
+        slots: &[Slot],
+        index: u32,
+        gsi: Gsi,
+        mut relax: impl FnMut(),
+    ) -> Result<(), AssignError> {
+        loop {
+            {
+                let mut list = self.list.lock();
+                match list.iter_mut().find(|r| r.gsi == gsi) {
+                    Some(resampler) if resampler.lowering => {}
+                    Some(resampler) => {
+                        link(slots, &mut resampler.head, index);
+                        return Ok(());
+                    }
+                    None => {
+                        slots[index as usize].next_member.store(NONE, Ordering::Relaxed);
+                        let resampler = Resampler { gsi, head: index, lowering: false };
+                        return list.push(resampler).map_err(|_| AssignError::NoMemory);
+                    }
+                }
             }
-        };
-        slots[index as usize].next_member.store(head, Ordering::Relaxed);
-        Ok(())
+            relax();
+        }
     }
 
-    /// Takes a member out; true when it was the last one.
-    pub(super) fn leave(&self, slots: &[Slot], index: u32, gsi: Gsi) -> bool {
-        let mut list = self.list.lock();
-        let Some(at) = list.iter().position(|r| r.gsi == gsi) else { return false };
-        let after = slots[index as usize].next_member.load(Ordering::Relaxed);
-        if list[at].head == index {
-            if after == NONE {
-                list.swap_remove(at);
-                return true;
+    /// Takes a member out; the last one lowers the line with `lower`.
+    pub(super) fn leave(&self, slots: &[Slot], index: u32, gsi: Gsi, lower: impl FnOnce()) {
+        {
+            let mut list = self.list.lock();
+            let Some(resampler) = list.iter_mut().find(|r| r.gsi == gsi) else { return };
+            unlink(slots, &mut resampler.head, index);
+            if resampler.head != NONE {
+                return;
             }
-            list[at].head = after;
-            return false;
+            resampler.lowering = true;
         }
-        let mut member = list[at].head;
-        while member != NONE {
-            let next = &slots[member as usize].next_member;
-            if next.load(Ordering::Relaxed) == index {
-                next.store(after, Ordering::Relaxed);
-                return false;
-            }
-            member = next.load(Ordering::Relaxed);
+        let forget = || self.list.lock().retain(|r| r.gsi != gsi);
+        if planted(Mutation::ResampleLowerLate) {
+            forget();
+            lower();
+        } else {
+            lower();
+            forget();
         }
-        false
     }
 
     /// The guest acknowledged `gsi`: lowers the line once, then signals every member. False: nobody resamples it.
-    pub(super) fn ack<H: Host>(
-        &self,
-        slots: &[Slot],
-        gsi: Gsi,
-        targets: &Vec<Target, MAX_PER_GSI>,
-        host: &H,
-        inject: &impl Inject,
-    ) -> bool {
-        const BATCH: usize = 16;
-        let mut lowered = false;
-        let mut skip = 0;
+    pub(super) fn ack<H: Host>(&self, slots: &[Slot], gsi: Gsi, host: &H, lower: impl FnOnce()) -> bool {
+        if !self.list.lock().iter().any(|r| r.gsi == gsi && r.head != NONE) {
+            return false;
+        }
+        let mut lower = Some(lower);
+        let mut from = 0;
         loop {
-            let mut keys: Vec<_, BATCH> = Vec::new();
+            if !planted(Mutation::AckMembersFirst)
+                && let Some(lower) = lower.take()
             {
-                let list = self.list.lock();
-                let Some(resampler) = list.iter().find(|r| r.gsi == gsi) else { return lowered };
-                let mut member = resampler.head;
-                let mut place = 0;
-                while member != NONE && !keys.is_full() {
-                    let slot = &slots[member as usize];
-                    if place >= skip
-                        && let Some(key) = slot.resample()
-                    {
-                        let _ = keys.push(key);
-                    }
-                    place += 1;
-                    member = slot.next_member.load(Ordering::Relaxed);
-                }
-                skip = place;
+                lower();
             }
-            if !lowered {
-                set_level(targets, false, inject);
-                lowered = true;
+            let keys = self.members(slots, gsi, from);
+            if let Some(lower) = lower.take() {
+                lower();
             }
-            for key in &keys {
+            for (_, key) in &keys {
                 host.signal(*key);
             }
-            if !keys.is_full() {
-                return true;
+            match keys.last() {
+                Some((last, _)) if keys.is_full() => from = last + 1,
+                _ => return true,
             }
         }
+    }
+
+    /// The first members of `gsi` in slots at and above `from`. A slot, not a place in the list, because members come
+    /// and go between two looks.
+    fn members(&self, slots: &[Slot], gsi: Gsi, from: u32) -> Vec<(u32, EventKey), BATCH> {
+        let list = self.list.lock();
+        let mut member = list.iter().find(|r| r.gsi == gsi).map_or(NONE, |r| r.head);
+        let mut keys = Vec::new();
+        while member != NONE && !keys.is_full() {
+            let slot = &slots[member as usize];
+            if member >= from
+                && let Some(key) = slot.resample()
+            {
+                let _room = keys.push((member, key));
+            }
+            member = slot.next_member.load(Ordering::Relaxed);
+        }
+        keys
+    }
+}
+
+/// Puts `index` into the chain at `head`, before the first higher one.
+fn link(slots: &[Slot], head: &mut u32, index: u32) {
+    let next = |member: u32| &slots[member as usize].next_member;
+    if *head > index {
+        next(index).store(core::mem::replace(head, index), Ordering::Relaxed);
+        return;
+    }
+    let mut before = *head;
+    // NONE is higher than every slot.
+    while next(before).load(Ordering::Relaxed) < index {
+        before = next(before).load(Ordering::Relaxed);
+    }
+    next(index).store(next(before).load(Ordering::Relaxed), Ordering::Relaxed);
+    next(before).store(index, Ordering::Relaxed);
+}
+
+/// Takes `index` out of the chain at `head`.
+fn unlink(slots: &[Slot], head: &mut u32, index: u32) {
+    let next = |member: u32| &slots[member as usize].next_member;
+    let after = next(index).load(Ordering::Relaxed);
+    if *head == index {
+        *head = after;
+        return;
+    }
+    let mut before = *head;
+    while before != NONE {
+        let following = next(before).load(Ordering::Relaxed);
+        if following == index {
+            next(before).store(after, Ordering::Relaxed);
+            return;
+        }
+        before = following;
     }
 }
 

@@ -1,17 +1,16 @@
 //! Shutting an irqfd down: `irqfd_shutdown`. The order is critical, and one worker keeps it.
 //!
-//! 1. wait for the thread that is still assigning it,
-//! 2. unhook the source, and wait for every pass that may have seen it,
-//! 3. flush what was deferred, and wait for the worker that delivers it,
-//! 4. leave the resampler, 5. release the descriptor and the binding, 6. free the slot, 7. report.
+//! 1. unhook the source, and wait for every pass that may have seen it,
+//! 2. flush what was deferred, and wait for the worker that delivers it,
+//! 3. leave the resampler, 4. release the descriptor and the binding, 5. free the slot, 6. report.
 //!
-//! It is not the worker that injects, so 3 can wait for that one; and no lock is held while anything waits (race 3).
+//! It is not the worker that injects, so 2 can wait for that one; and no lock is held while anything waits (race 3).
+//! There is no assigner to wait for: to list the irqfd was the last thing it did with it.
 
-use super::resample::set_level;
 use super::slot::{NONE, Slot};
 use super::{Event, Host, Irqfds, State};
 use crate::inject::Inject;
-use crate::prim::{Mutation, Ordering, planted};
+use crate::prim::{Mutation, Ordering, model_failed, planted};
 
 /// The right to carry out shutdowns; there is one at a time.
 #[derive(Debug)]
@@ -66,13 +65,10 @@ impl<S: AsRef<[Slot]>> ShutdownWorker<'_, S> {
         let id = slot.id(index);
         let (key, gsi) = (slot.key(), slot.gsi());
 
-        if !planted(Mutation::ShutdownIgnoresAssigner) {
-            slot.assigning.close();
-            slot.assigning.drain(|| host.relax());
-        }
-
         host.unhook(id);
-        irqfds.grace().synchronize(|| host.relax());
+        if !planted(Mutation::ShutdownNoGrace) {
+            irqfds.grace().synchronize(|| host.relax());
+        }
         step(slot, Event::Unhook);
 
         if !planted(Mutation::ShutdownNoFlush) {
@@ -87,9 +83,8 @@ impl<S: AsRef<[Slot]>> ShutdownWorker<'_, S> {
         irqfds.hangups.remove(id.slot());
         step(slot, Event::Drain);
 
-        if slot.resample().is_some() && irqfds.resamplers.leave(irqfds.slots(), index, gsi) {
-            let targets = irqfds.lookup(host, |table| table.resolve(gsi));
-            set_level(&targets, false, inject);
+        if slot.resample().is_some() {
+            irqfds.resamplers.leave(irqfds.slots(), index, gsi, || irqfds.lower(host, inject, gsi));
         }
         host.release(id, key);
         host.bindings().release(key);
@@ -99,6 +94,9 @@ impl<S: AsRef<[Slot]>> ShutdownWorker<'_, S> {
 
 impl<S: AsRef<[Slot]>> Drop for ShutdownWorker<'_, S> {
     fn drop(&mut self) {
+        if model_failed() {
+            return;
+        }
         // Release: pairs with the Acquire in `shutdown_worker`.
         self.irqfds.has_worker.store(false, Ordering::Release);
     }

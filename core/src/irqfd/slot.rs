@@ -4,17 +4,22 @@ use super::state::{Event, Illegal, State};
 use crate::ids::{EventKey, Generation, Gsi, SourceId};
 use crate::prim::{AtomicU32, AtomicU64, Ordering};
 use crate::route::{WORDS, pack};
-use crate::sync::{Gate, Latch};
+use crate::sync::Latch;
 
 /// No slot: the end of a chain.
 pub(super) const NONE: u32 = u32::MAX;
+
+/// In the word of a listed irqfd: `assign` took signals that the source may still report. The source's next event,
+/// whose signals they may have been, is deferred: what a drain finds then need not be what made it fire, and could
+/// be later than an injection made before the drain.
+const FRESH: u64 = 1 << 7;
 
 /// Storage for one irqfd. A caller makes a table of them; see [`super::Irqfds::new`].
 #[derive(Debug)]
 #[repr(C, align(128))]
 pub struct Slot {
     // --- the poller's line: read at every event, written by control threads under the irqfd lock ---
-    /// `generation << 8 | state`.
+    /// `generation << 8 | FRESH? | state`.
     word: AtomicU64,
     /// The route, if it can be delivered at once.
     pub(super) route: Latch<WORDS>,
@@ -22,8 +27,6 @@ pub struct Slot {
     // --- the slow path's line ---
     /// Signals that the deferred worker still has to deliver.
     pub(super) owed: AtomicU64,
-    /// Inside: the thread that is assigning this irqfd (race 10).
-    pub(super) assigning: Gate,
 
     // --- written by `assign` before the slot is listed, constant until it is freed ---
     key: AtomicU64,
@@ -47,7 +50,6 @@ impl Slot {
             word: AtomicU64::new(0),
             route: Latch::new(pack(None)),
             owed: AtomicU64::new(0),
-            assigning: Gate::new(),
             key: AtomicU64::new(0),
             resample: AtomicU64::new(0),
             gsi: AtomicU32::new(0),
@@ -55,6 +57,12 @@ impl Slot {
             next: AtomicU32::new(NONE),
             next_member: AtomicU32::new(NONE),
         }
+    }
+
+    /// For the test of a wrap: a free slot that has had many owners.
+    #[cfg(all(test, not(loom)))]
+    pub(super) fn start_at(&self, generation: Generation) {
+        self.word.store(word(generation, State::Free), Ordering::Release);
     }
 
     /// The word an active irqfd of this generation has.
@@ -77,6 +85,29 @@ impl Slot {
     #[allow(clippy::cast_possible_truncation, reason = "the word holds a 32-bit generation above 8 bits")]
     pub(super) fn generation(&self) -> Generation {
         Generation((self.word() >> 8) as u32)
+    }
+
+    /// Whether the slot's irqfd is of this generation and active, fresh or not.
+    pub(super) fn is_active(&self, generation: Generation) -> bool {
+        self.word() & !FRESH == Self::active_word(generation)
+    }
+
+    /// Lists the irqfd as a fresh one; otherwise as `step(Event::List)`.
+    pub(super) fn list_fresh(&self) -> Result<State, Illegal> {
+        let state = self.state().next(Event::List)?;
+        // Release: as in `step`.
+        self.word.store(word(self.generation(), state) | FRESH, Ordering::Release);
+        Ok(state)
+    }
+
+    /// The poller has drained an event of this irqfd and not armed the source again: nothing that `assign` took is
+    /// still reported. Takes one bit away and leaves the others, so it cannot undo a `step` that it meets, and a
+    /// `step` that overwrites it has no such bit.
+    #[inline]
+    pub(super) fn settled(&self) {
+        if self.word() & FRESH != 0 {
+            self.word.fetch_and(!FRESH, Ordering::Relaxed);
+        }
     }
 
     /// The one setter of the state. Callers exclude each other by the irqfd lock or by owning the shutdown.

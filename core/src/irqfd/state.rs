@@ -78,7 +78,7 @@ impl State {
     }
 
     pub(super) const fn from_bits(bits: u64) -> Self {
-        match bits & 0xff {
+        match bits & 0x7f {
             1 => Self::Allocated,
             2 => Self::Listed,
             3 => Self::Deactivated,

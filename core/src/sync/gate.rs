@@ -9,7 +9,7 @@
 //! Both steps are read-modify-writes of one word, so an entrant either is counted before the gate closes, and
 //! is waited for, or finds it closed. Entering never blocks: a queued closer makes it fail.
 
-use crate::prim::{AtomicUsize, Mutation, Ordering, planted};
+use crate::prim::{AtomicUsize, Mutation, Ordering, model_failed, planted};
 
 const CLOSED: usize = 1 << (usize::BITS - 1);
 
@@ -88,6 +88,9 @@ impl Default for Gate {
 
 impl Drop for Inside<'_> {
     fn drop(&mut self) {
+        if model_failed() {
+            return;
+        }
         // Release: pairs with the Acquire in `drain`.
         self.gate.state.fetch_sub(1, Ordering::Release);
     }

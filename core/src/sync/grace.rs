@@ -6,20 +6,28 @@
 //!
 //! ```text
 //!  control thread                              reader (poller)
-//!  publish the new / unhook the old            online: seen := epoch; fence(SeqCst)  ─┐
-//!  fence(SeqCst) ──────────────────────────────── one of the two fences is first ─────┘
+//!  publish the new / unhook the old            online: seen := epoch (Release); fence(SeqCst) ─┐
+//!  fence(SeqCst) ──────────────────────────────── one of the two fences is first ──────────────┘
 //!  target := ++epoch        (Release)          pass: uses what it finds
 //!  for each reader: wait until                 tick: e := epoch (Acquire: sees the new one if e ≥ target)
 //!    seen == 0 or seen ≥ target (Acquire) ◄────      seen := e  (Release: its pass is over)
 //! ```
 //! *Online race:* if the control thread's fence comes first, the reader's later loads see the new state and it
 //! need not be waited for. If the reader's fence comes first, the control thread sees it online and waits.
+//!
+//! *Offline and online again:* a control thread that waits may miss the moment offline and see the new epoch at
+//! once. The store in `online` is a Release for that: it stands for all that was used before, by this reader or,
+//! through `taken`, by the seat's owners before it.
 
 use super::CachePadded;
-use crate::prim::{AtomicBool, AtomicU64, Mutation, Ordering, fence, planted, spin_loop};
+use crate::prim::{AtomicBool, AtomicU64, Mutation, Ordering, fence, model_failed, planted, spin_loop};
 
 /// How many readers can be registered at once.
 pub const READERS: usize = if cfg!(loom) { 2 } else { 64 };
+
+/// Seats beside those, for control threads that read once and leave. Pollers cannot use them up, so whoever finds
+/// them taken waits for other control threads only.
+const BRIEF: usize = if cfg!(loom) { 1 } else { 8 };
 
 const OFFLINE: u64 = 0;
 
@@ -34,7 +42,7 @@ struct Seat {
 #[derive(Debug)]
 pub struct Grace {
     epoch: CachePadded<AtomicU64>,
-    seats: [CachePadded<Seat>; READERS],
+    seats: [CachePadded<Seat>; READERS + BRIEF],
 }
 
 impl Grace {
@@ -51,11 +59,27 @@ impl Grace {
 
     /// A new reader, offline; `None` when all [`READERS`] seats are taken.
     pub fn register(&self) -> Option<Reader<'_>> {
+        self.sit(&self.seats[..READERS])
+    }
+
+    /// A reader that is online already, for a control thread that looks something up and drops it. Calls `relax`
+    /// while as many as there are places for do the same.
+    pub fn read_briefly(&self, mut relax: impl FnMut()) -> Reader<'_> {
+        loop {
+            if let Some(mut reader) = self.sit(&self.seats[READERS..]) {
+                reader.online();
+                return reader;
+            }
+            relax();
+        }
+    }
+
+    fn sit<'a>(&'a self, seats: &'a [CachePadded<Seat>]) -> Option<Reader<'a>> {
         let free = |seat: &&CachePadded<Seat>| {
             // Acquire: pairs with the Release in `Reader::drop`.
             seat.taken.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_ok()
         };
-        let seat = self.seats.iter().find(free)?;
+        let seat = seats.iter().find(free)?;
         Some(Reader { grace: self, seat, at: OFFLINE })
     }
 
@@ -72,7 +96,7 @@ impl Grace {
         }
         for seat in &self.seats {
             loop {
-                // Acquire: pairs with the Release stores in `tick` and `offline`.
+                // Acquire: pairs with the Release stores in `online`, `tick` and `offline`.
                 let seen = seat.seen.load(Ordering::Acquire);
                 if seen == OFFLINE || seen >= target {
                     break;
@@ -108,7 +132,9 @@ impl Reader<'_> {
     pub fn online(&mut self) {
         // Acquire: pairs with the Release increment in `synchronize`.
         self.at = self.grace.epoch.load(Ordering::Acquire);
-        self.seat.seen.store(self.at, Ordering::Relaxed);
+        // Release: pairs with the Acquire load in `synchronize`, for what was used before the last `offline`.
+        let order = if planted(Mutation::GraceOnlineRelaxed) { Ordering::Relaxed } else { Ordering::Release };
+        self.seat.seen.store(self.at, order);
         if !planted(Mutation::GraceNoFence) {
             // SeqCst: pairs with the fence in `synchronize`.
             fence(Ordering::SeqCst);
@@ -150,6 +176,9 @@ impl Reader<'_> {
 
 impl Drop for Reader<'_> {
     fn drop(&mut self) {
+        if model_failed() {
+            return;
+        }
         self.offline();
         // Release: pairs with the Acquire in `register`.
         self.seat.taken.store(false, Ordering::Release);

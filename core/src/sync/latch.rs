@@ -23,7 +23,7 @@ use crate::prim::{AtomicU64, Mutation, Ordering, fence, planted};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Busy;
 
-/// How often a reader tries before it gives up. Each failure needs a whole update in some ten loads.
+/// How often a reader tries before it gives up. Each failure needs a writer's step in some five loads.
 const RETRIES: usize = if cfg!(loom) { 1 } else { 8 };
 
 /// `N` words that are read whole or not at all. See the module's text for the protocol.

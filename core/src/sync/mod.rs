@@ -6,7 +6,7 @@
 //! | [`Latch`] | nobody | the route copy in each irqfd |
 //! | [`Rcu`] | its writer, for readers to pass | the routing table, read by the deferred worker |
 //! | [`Grace`] | `synchronize`, for every online reader | "no poller still uses the old one" |
-//! | [`Gate`] | `drain`, for those inside | assigners against shutdown, children against their parent |
+//! | [`Gate`] | `drain`, for those inside | assigners against the VM's release, children against their parent |
 //! | [`PendingSet`] | nobody | work handed from pollers to the deferred worker |
 
 mod gate;
@@ -16,6 +16,8 @@ mod padded;
 mod pending;
 mod rcu;
 mod spinlock;
+#[cfg(all(test, not(loom)))]
+mod tests;
 
 pub use gate::{Gate, Inside};
 pub use grace::{Grace, READERS, Reader};

@@ -8,21 +8,29 @@
 //!  return; the old copy is the next `next`
 //! ```
 //! The writer's exclusion lasts until its grace period is over, so the copy it is handed is one that no reader
-//! has had since an earlier grace period.
+//! has had since an earlier grace period. A writer that panics before leaves the grace period to the next one.
 
 #![allow(unsafe_code)]
 
 use super::{Grace, Reader};
-use crate::prim::{AtomicBool, AtomicUsize, Mutation, Ordering, UnsafeCell, planted};
+use crate::prim::{AtomicU32, AtomicUsize, Mutation, Ordering, UnsafeCell, model_failed, planted};
 
 /// A table that is replaced whole. Owns the [`Grace`] domain its readers register with.
 #[derive(Debug)]
 pub struct Rcu<T> {
     grace: Grace,
-    updating: AtomicBool,
+    /// [`FREE`], [`TAKEN`] or [`OWING`].
+    writer: AtomicU32,
     current: AtomicUsize,
     copies: [UnsafeCell<T>; 2],
 }
+
+/// No writer; nobody reads the copy that is not current.
+const FREE: u32 = 0;
+/// A writer is at work.
+const TAKEN: u32 = 1;
+/// No writer, but the last one did not see its grace period through.
+const OWING: u32 = 2;
 
 // SAFETY: `T` is handed out by `&T` to several threads (hence `Sync`) and by `&mut T` to one writer at a time,
 // of a copy that no reader holds; `T` is moved in by whichever thread made the table (hence `Send`).
@@ -33,7 +41,7 @@ impl<T> Rcu<T> {
     pub fn new(current: T, spare: T) -> Self {
         Self {
             grace: Grace::new(),
-            updating: AtomicBool::new(false),
+            writer: AtomicU32::new(FREE),
             current: AtomicUsize::new(0),
             copies: [UnsafeCell::new(current), UnsafeCell::new(spare)],
         }
@@ -60,23 +68,10 @@ impl<T> Rcu<T> {
         self.copies[current].with(|table| f(unsafe { &*table }))
     }
 
-    /// [`read`](Self::read) by a control thread, which is no reader of its own; `relax` is called while every seat
-    /// of the domain is taken.
-    pub fn read_briefly<R>(&self, f: impl FnOnce(&T) -> R, mut relax: impl FnMut()) -> R {
-        let mut reader = loop {
-            match self.grace.register() {
-                Some(reader) => break reader,
-                None => relax(),
-            }
-        };
-        reader.online();
-        self.read(&reader, f)
-    }
-
     /// Builds the next table from the current one, publishes it, and waits until nobody reads the old one.
     ///
-    /// `build(current, next)` fills `next`, whose content is stale; if it fails nothing changes. `publish(next)`
-    /// runs right after the switch and before the grace period: what caches the table is refreshed there.
+    /// `build(current, next)` fills `next`, whose content is stale; if it fails nothing changes. `publish(next, switch)`
+    /// calls `switch`, which makes `next` the current table, and refreshes what caches it, before the grace period.
     /// `relax` is called while waiting, for another writer or for readers.
     ///
     /// # Errors
@@ -87,40 +82,56 @@ impl<T> Rcu<T> {
         publish: impl FnOnce(&T, &dyn Fn()),
         mut relax: impl FnMut(),
     ) -> Result<(), E> {
-        // Acquire: pairs with the Release in `Exclusive::drop`.
-        while self.updating.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_err() {
-            relax();
+        let before = loop {
+            // Acquire: pairs with the Release in `Exclusive::drop`.
+            match self.writer.swap(TAKEN, Ordering::Acquire) {
+                TAKEN => relax(),
+                free => break free,
+            }
+        };
+        let mut exclusive = Exclusive { writer: &self.writer, after: before };
+        if before == OWING {
+            self.grace.synchronize(&mut relax);
+            exclusive.after = FREE;
         }
-        let _exclusive = Exclusive(&self.updating);
         let now = self.current.load(Ordering::Relaxed);
         let next = 1 - now;
         self.copies[now].with(|old| {
             self.copies[next].with_mut(|new| {
-                // SAFETY: `updating` is ours until the grace period below is over. No writer has `new`; no reader
-                // has it either: it stopped being current in an earlier `replace`, which waited for a grace period
-                // before it gave `updating` back. `old` is only ever read while it is current.
+                // SAFETY: `writer` is ours until the grace period below is over. No writer has `new`; no reader
+                // has it either: it stopped being current in an earlier `replace`, and a grace period has passed
+                // since, waited for there or, had that one panicked, above. `old` is only ever read while it is
+                // current.
                 let (old, new) = unsafe { (&*old, &mut *new) };
                 build(old, new)
             })
         })?;
+        exclusive.after = OWING;
         self.copies[next].with(|new| {
             // Release: pairs with the Acquire load in `read`.
-            // SAFETY: `new` is not written again before the next `replace`, which needs `updating`.
+            // SAFETY: `new` is not written again before the next `replace`, which needs `writer`.
             publish(unsafe { &*new }, &|| self.current.store(next, Ordering::Release));
         });
         if !planted(Mutation::RouteNoGrace) {
             self.grace.synchronize(relax);
         }
+        exclusive.after = FREE;
         Ok(())
     }
 }
 
-/// Gives the writer's exclusion back, also when `build` panics.
-struct Exclusive<'a>(&'a AtomicBool);
+/// Gives the writer's exclusion back, also when a closure panics; then with what is owed.
+struct Exclusive<'a> {
+    writer: &'a AtomicU32,
+    after: u32,
+}
 
 impl Drop for Exclusive<'_> {
     fn drop(&mut self) {
+        if model_failed() {
+            return;
+        }
         // Release: pairs with the Acquire in `replace`.
-        self.0.store(false, Ordering::Release);
+        self.writer.store(self.after, Ordering::Release);
     }
 }

@@ -31,7 +31,6 @@ pub(super) const fn is_bell(fired: &Fired) -> bool {
     fired.token & BELL != 0
 }
 
-
 impl Bells {
     pub(super) fn new(slots: usize) -> Self {
         Self { places: vec![None; slots].into(), ..Self::default() }
