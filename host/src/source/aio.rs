@@ -4,7 +4,7 @@
 //! and signals off one another's lock (race 47); few contexts keep an idle look short. [`DEFAULT_PER_CONTEXT`] was
 //! chosen by `pollvisor-bench paths --per-context`.
 
-use super::port::{Hooked, Port};
+use super::port::{Hooked, Port, Taken};
 use crate::error::Result;
 use crate::sys::aio::{Canceller, Context};
 use crate::sys::fd::EventFd;
@@ -32,6 +32,7 @@ struct Entry {
     id: SourceId,
     event: Option<Arc<EventFd>>,
     poll: Poll,
+    taken: Taken,
 }
 
 #[derive(Debug)]
@@ -57,6 +58,7 @@ impl AioSource {
             id: SourceId { index: u32::MAX, generation: Generation(0) },
             event: None,
             poll: Poll::Off,
+            taken: Taken::NONE,
         };
         Ok(Self {
             left: 0,
@@ -89,8 +91,8 @@ impl AioSource {
         if !armed {
             port.fault();
         }
-        self.entries[slot] =
-            Entry { id, event: Some(event), poll: if armed { Poll::Armed } else { Poll::Off } };
+        let poll = if armed { Poll::Armed } else { Poll::Off };
+        self.entries[slot] = Entry { id, event: Some(event), poll, taken: port.first_stamp(slot) };
         port.set(slot, Hooked::Watched);
     }
 
@@ -147,7 +149,8 @@ impl AioSource {
     pub(super) fn drain(&mut self, fired: &Fired, port: &Port) -> Drained {
         let slot = fired.id.slot();
         let signals = self.entries[slot].event.as_ref().map_or(0, |event| event.take());
-        Drained { signals, stamp: port.take_stamp(slot) }
+        let stamp = port.take_stamp(slot, &mut self.entries[slot].taken, signals);
+        Drained { signals, stamp }
     }
 
     #[inline]

@@ -2,7 +2,7 @@
 //!
 //! Level-triggered, looked at once per pass: what was reported and not drained yet would be reported again.
 
-use super::port::{Hooked, Port};
+use super::port::{Hooked, Port, Taken};
 use crate::error::Result;
 use crate::sys::fd::{Epoll, EpollEvent, EventFd};
 use pollvisor_core::ids::SourceId;
@@ -13,7 +13,12 @@ use std::sync::Arc;
 
 const WAKE: u64 = u64::MAX;
 
-type Entry = (SourceId, Arc<EventFd>);
+#[derive(Debug)]
+struct Entry {
+    id: SourceId,
+    event: Arc<EventFd>,
+    taken: Taken,
+}
 
 #[derive(Debug)]
 pub(super) struct EpollSource {
@@ -45,13 +50,13 @@ impl EpollSource {
         if self.epoll.add(event.as_fd(), u64::from(id.index)).is_err() {
             port.fault();
         }
-        self.entries[id.slot()] = Some((id, event));
+        self.entries[id.slot()] = Some(Entry { id, event, taken: port.first_stamp(id.slot()) });
         port.set(id.slot(), Hooked::Watched);
     }
 
     pub(super) fn unhook(&mut self, id: SourceId, port: &Port) {
-        if let Some((_, event)) = self.entries[id.slot()].take() {
-            self.epoll.remove(event.as_fd());
+        if let Some(entry) = self.entries[id.slot()].take() {
+            self.epoll.remove(entry.event.as_fd());
         }
         port.set(id.slot(), Hooked::Idle);
     }
@@ -70,7 +75,7 @@ impl EpollSource {
                 continue;
             }
             let slot = usize::try_from(token).unwrap_or(usize::MAX);
-            if let Some(Some((id, _))) = self.entries.get(slot) {
+            if let Some(Some(Entry { id, .. })) = self.entries.get(slot) {
                 let hang_up = event.events & libc::EPOLLHUP.cast_unsigned() != 0;
                 return Some(Fired { id: *id, token, hang_up });
             }
@@ -95,8 +100,9 @@ impl EpollSource {
     #[inline]
     pub(super) fn drain(&mut self, fired: &Fired, port: &Port) -> Drained {
         let slot = fired.id.slot();
-        let signals = self.entries[slot].as_ref().map_or(0, |(_, event)| event.take());
-        Drained { signals, stamp: port.take_stamp(slot) }
+        let Some(entry) = &mut self.entries[slot] else { return Drained::default() };
+        let signals = entry.event.take();
+        Drained { signals, stamp: port.take_stamp(slot, &mut entry.taken, signals) }
     }
 
     pub(super) fn flush(&mut self) {

@@ -7,7 +7,7 @@ use crate::sys::fd::EventFd;
 use crossbeam_queue::ArrayQueue;
 use pollvisor_core::ids::SourceId;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering, fence};
 
 /// Doorbell regions that a lane can watch.
 pub const MAX_REGIONS: usize = 16;
@@ -61,6 +61,59 @@ pub enum Hooked {
     Closing = 2,
 }
 
+/// Signals whose times are kept.
+const KEPT: usize = 7;
+
+/// When the last signals of a source were made, by number: written by its producer only, and read by the poller after the
+/// injection, so that the line does not travel back and forth on an interrupt's way.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Stamps {
+    /// Signals noted so far.
+    noted: AtomicU64,
+    /// The time of signal n at n modulo `KEPT`, in TSC cycles.
+    times: [AtomicU64; KEPT],
+}
+
+impl Stamps {
+    #[inline]
+    fn note(&self, now: u64) {
+        // Relaxed: this is its only writer.
+        let number = self.noted.load(Ordering::Relaxed);
+        self.times[place(number)].store(now, Ordering::Relaxed);
+        // Release: pairs with the Acquire in `of`.
+        self.noted.store(number + 1, Ordering::Release);
+    }
+
+    /// The time of signal `first`, of which and its followers `signals` were drained: 0 when it is overwritten, or about
+    /// to be. `None`: fewer were noted than were drained, so the numbers do not match.
+    #[inline]
+    fn of(&self, first: u64, signals: u64) -> Option<u64> {
+        // Acquire: pairs with the Release in `note`.
+        let noted = self.noted.load(Ordering::Acquire);
+        if noted < first + signals {
+            return None;
+        }
+        let time = self.times[place(first)].load(Ordering::Relaxed);
+        // Looked at again, after the time: the producer may be writing number `noted`, and must not have come round.
+        fence(Ordering::Acquire);
+        let ahead = self.noted.load(Ordering::Relaxed) - first;
+        Some(if signals > 0 && ahead < KEPT as u64 { time } else { 0 })
+    }
+}
+
+fn place(number: u64) -> usize {
+    usize::try_from(number % KEPT as u64).unwrap_or(0)
+}
+
+/// The poller's count of a source's drained signals; `None`: it has no stamps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Taken(Option<u64>);
+
+impl Taken {
+    pub(super) const NONE: Self = Self(None);
+}
+
 /// See the module's text.
 #[derive(Debug)]
 pub struct Port {
@@ -71,8 +124,8 @@ pub struct Port {
     alive: AtomicBool,
     /// Per slot, a [`Hooked`]. Written by the poller.
     hooked: Box<[AtomicU8]>,
-    /// Per slot, when the oldest signal that was not taken was made, in TSC cycles; 0: none, or not said.
-    stamps: Box<[AtomicU64]>,
+    /// Per slot, when its last signals were made.
+    stamps: Box<[Stamps]>,
     /// Per slot, how to cancel its poll.
     cancellers: Box<[Canceller]>,
     /// Wakes a poller that blocks; `None` for one that spins.
@@ -88,7 +141,7 @@ impl Port {
             waiting: AtomicBool::new(false),
             alive: AtomicBool::new(true),
             hooked: (0..slots).map(|_| AtomicU8::new(Hooked::Idle as u8)).collect(),
-            stamps: (0..slots).map(|_| AtomicU64::new(0)).collect(),
+            stamps: (0..slots).map(|_| Stamps::default()).collect(),
             cancellers,
             wake: blocking.then(EventFd::new).transpose()?,
             faults: AtomicU64::new(0),
@@ -158,24 +211,26 @@ impl Port {
         self.hooked[slot].store(state as u8, Ordering::Release);
     }
 
-    /// Before an eventfd is signalled: notes the time, unless an older signal still waits to be taken. One producer
-    /// per source.
+    /// Before an eventfd is signalled: notes the time. For a source with one producer, every signal of which is noted
+    /// and which is hooked before the first one.
     #[inline]
     pub fn stamp(&self, slot: usize, now: u64) {
-        let stamp = &self.stamps[slot];
-        // Relaxed: the system call that signals orders it before the poller's look.
-        if stamp.load(Ordering::Relaxed) == 0 {
-            stamp.store(now, Ordering::Relaxed);
-        }
+        self.stamps[slot].note(now);
     }
 
+    /// Where the stamps of a source that is hooked now begin.
+    pub(super) fn first_stamp(&self, slot: usize) -> Taken {
+        // One that was signalled before cannot be matched with its stamps.
+        Taken((self.stamps[slot].noted.load(Ordering::Relaxed) == 0).then_some(0))
+    }
+
+    /// The stamp of the first of `signals` just drained; 0 when it is not known.
     #[inline]
-    pub(super) fn take_stamp(&self, slot: usize) -> u64 {
-        // After the drain. A signal made between the two finds the old stamp and sets none: it is reported without a
-        // time rather than with a wrong one.
-        let stamp = self.stamps[slot].load(Ordering::Relaxed);
-        self.stamps[slot].store(0, Ordering::Relaxed);
-        stamp
+    pub(super) fn take_stamp(&self, slot: usize, taken: &mut Taken, signals: u64) -> u64 {
+        let Some(first) = taken.0 else { return 0 };
+        let stamp = self.stamps[slot].of(first, signals);
+        taken.0 = stamp.map(|_| first + signals);
+        stamp.unwrap_or(0)
     }
 
     /// Whether a poller still takes commands.
@@ -197,5 +252,22 @@ impl Port {
     #[must_use]
     pub fn faults(&self) -> u64 {
         self.faults.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stamp_is_the_first_drained_signals_or_none() {
+        let stamps = Stamps::default();
+        assert_eq!(stamps.of(0, 0), Some(0));
+        (1..=3).for_each(|time| stamps.note(time * 10));
+        assert_eq!((stamps.of(0, 2), stamps.of(2, 1)), (Some(10), Some(30)));
+        assert_eq!(stamps.of(2, 2), None, "more drained than noted");
+        (4..=7).for_each(|time| stamps.note(time * 10));
+        assert_eq!(stamps.of(0, 3), Some(0), "the next one may be overwriting it");
+        assert_eq!(stamps.of(1, 3), Some(20));
     }
 }

@@ -148,3 +148,17 @@ impl Epoll {
         usize::try_from(count).unwrap_or(0)
     }
 }
+
+/// A descriptor that becomes readable when the process `pid` is gone.
+///
+/// # Errors
+/// ESRCH when it is gone already.
+pub fn pidfd(pid: u32) -> Result<OwnedFd> {
+    // SAFETY: no pointers; a descriptor returned is ours.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    match i32::try_from(fd) {
+        // SAFETY: just made, and nobody else has it.
+        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        _ => Err(Error::last_os(format!("watching process {pid} (pidfd_open)"))),
+    }
+}

@@ -1,0 +1,172 @@
+//! Attach, detach and re-route under full load: after each call returned, nothing it ended is delivered.
+//!
+//! A producer signals all eventfds in turn as fast as it can, attached or not. Per step the LAPIC's request register is
+//! cleared after the call returned, the producer is let signal again, and then the register must not hold what was torn
+//! down. At the end the ledger has to be exact to the signal.
+
+use pollvisor::clock::Clock;
+use pollvisor::interrupts::{Interrupts, Running, Source};
+use pollvisor::pin::{Placement, available};
+use pollvisor::poller::PollerThread;
+use pollvisor::record::Figures;
+use pollvisor::source::Lane;
+use pollvisor::sys::fd::EventFd;
+use pollvisor::sys::kvm::VcpuFd;
+use pollvisor::vm::{Idle, Vm, VmConfig, requested};
+use pollvisor_core::ids::{Gsi, SourceId, VcpuId};
+use pollvisor_core::irqfd::Outcome;
+use pollvisor_core::route::{Irqchip, Msi, RawRoute};
+use pollvisor_tests::needs_kvm;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+
+const SOURCES: usize = 8;
+const VECTOR: u8 = 0x40;
+
+struct Load {
+    sent: Vec<AtomicU64>,
+    stop: AtomicBool,
+}
+
+struct Bench {
+    poller: PollerThread,
+    interrupts: Running,
+    vcpu: VcpuFd,
+    events: Vec<Arc<EventFd>>,
+    load: Arc<Load>,
+    producer: JoinHandle<()>,
+    _vm: Vm,
+}
+
+fn gsi(source: usize) -> Gsi {
+    Gsi(u32::try_from(source).expect("small"))
+}
+
+/// Source `i` to vector `VECTOR + i`, or 0x40 further.
+fn routes(shift: u8) -> Vec<RawRoute> {
+    let vector = |i: usize| VECTOR + shift + u8::try_from(i).expect("small");
+    (0..SOURCES).map(|i| RawRoute::msi(gsi(i), Msi::fixed(0, vector(i)))).collect()
+}
+
+impl Bench {
+    fn new() -> Self {
+        let clock = Clock::calibrate().expect("clock");
+        let config = VmConfig { irqchip: Irqchip::Split, idle: Idle::Halt, halt_poll_ns: None };
+        let vm = Vm::new(&config, None).expect("VM");
+        let vcpu = vm.create_vcpu(VcpuId(0)).expect("vCPU");
+        let inject = vm.injector().expect("injector");
+        let interrupts = Interrupts::start(Irqchip::Split, inject, clock, SOURCES * 2).expect("interrupts");
+        interrupts.set_routes(&routes(0)).expect("routes");
+        let (lane, fallback) = Lane::polled(SOURCES * 2).expect("lane");
+        assert!(fallback.is_none(), "{fallback:?}");
+        let figures = Figures::new(&[], SOURCES * 2, false);
+        let place = Placement { cpu: available().last().copied(), fifo: Some(false) };
+        let poller = PollerThread::start(&interrupts, lane, figures, place, "poller").expect("poller");
+        let events: Vec<_> = (0..SOURCES).map(|_| Arc::new(EventFd::new().expect("eventfd"))).collect();
+        let load =
+            Arc::new(Load { sent: (0..SOURCES).map(|_| AtomicU64::new(0)).collect(), stop: false.into() });
+        let (its_load, its_events) = (load.clone(), events.clone());
+        let producer = std::thread::spawn(move || {
+            while !its_load.stop.load(Ordering::Relaxed) {
+                for (event, sent) in its_events.iter().zip(&its_load.sent) {
+                    event.signal(1);
+                    sent.fetch_add(1, Ordering::Release);
+                }
+                // The one who tears down, the workers and this thread may have a single CPU between them.
+                std::thread::yield_now();
+            }
+        });
+        Self { poller, interrupts, vcpu, events, load, producer, _vm: vm }
+    }
+
+    fn attach(&self, source: usize) -> SourceId {
+        let event = Source::Event(self.events[source].clone());
+        self.interrupts.attach(event, gsi(source), self.poller.port()).expect("attach")
+    }
+
+    fn clear(&self) {
+        let mut lapic = self.vcpu.lapic().expect("LAPIC");
+        lapic[0x200..0x280].fill(0);
+        self.vcpu.set_lapic(&lapic).expect("LAPIC");
+    }
+
+    fn holds(&self, vector: u8) -> bool {
+        requested(&self.vcpu.lapic().expect("LAPIC"), vector)
+    }
+
+    fn wait_signalled(&self, source: usize, times: u64) {
+        let until = self.load.sent[source].load(Ordering::Acquire) + times;
+        self.wait(|| self.load.sent[source].load(Ordering::Acquire) >= until);
+    }
+
+    fn wait(&self, there: impl Fn() -> bool) {
+        let began = std::time::Instant::now();
+        while !there() {
+            assert!(began.elapsed().as_secs() < 20, "nothing moves any more");
+            std::thread::yield_now();
+        }
+    }
+
+    /// Stops the load, detaches what is attached, and makes up the account.
+    fn finish(self, ids: &[SourceId]) {
+        self.load.stop.store(true, Ordering::Relaxed);
+        self.producer.join().expect("producer");
+        for id in ids {
+            assert!(self.interrupts.detach(*id));
+        }
+        let figures = self.poller.stop().expect("figures");
+        let mut all: Outcome = figures.total();
+        (0..SOURCES * 2).for_each(|slot| all += self.interrupts.slow_path(slot));
+        let left: u64 = self.events.iter().map(|event| event.take()).sum();
+        let sent: u64 = self.load.sent.iter().map(|sent| sent.load(Ordering::Relaxed)).sum();
+        println!("{sent} sent: {all:?}, {left} not taken, {} deferred", figures.deferred);
+        assert_eq!(all.signals() + left, sent);
+        assert_eq!((all.dropped, figures.spurious), (0, 0));
+        assert!(all.delivered > 0);
+    }
+}
+
+#[test]
+fn a_hundred_thousand_attaches_and_detaches() {
+    needs_kvm!();
+    const TIMES: usize = 100_000;
+    let bench = Bench::new();
+    let mut ids: Vec<_> = (0..SOURCES).map(|source| bench.attach(source)).collect();
+    for step in 0..TIMES {
+        let source = step % SOURCES;
+        let vector = VECTOR + u8::try_from(source).expect("small");
+        assert!(bench.interrupts.detach(ids[source]), "step {step}: gone by itself");
+        bench.clear();
+        bench.wait_signalled(source, 1);
+        assert!(!bench.holds(vector), "step {step}: delivered after its detach returned");
+        assert!(!bench.interrupts.detach(ids[source]), "a stale handle did something");
+        ids[source] = bench.attach(source);
+    }
+    bench.finish(&ids);
+}
+
+#[test]
+fn ten_thousand_route_replacements() {
+    needs_kvm!();
+    const TIMES: usize = 10_000;
+    let bench = Bench::new();
+    let ids: Vec<_> = (0..SOURCES).map(|source| bench.attach(source)).collect();
+    let tables = [routes(0), routes(0x40)];
+    for step in 1..=TIMES {
+        bench.interrupts.set_routes(&tables[step % 2]).expect("routes");
+        bench.clear();
+        bench.wait_signalled(SOURCES - 1, 1);
+        let old = VECTOR + if step % 2 == 0 { 0x40 } else { 0 };
+        for source in 0..SOURCES {
+            let vector = old + u8::try_from(source).expect("small");
+            assert!(!bench.holds(vector), "step {step}: delivered by a route that was replaced");
+        }
+    }
+    // And the new ones work: each source arrives where the last table says.
+    bench.clear();
+    bench.wait_signalled(SOURCES - 1, 2);
+    let vector = VECTOR + if TIMES % 2 == 0 { 0 } else { 0x40 };
+    bench.wait(|| bench.holds(vector));
+    bench.finish(&ids);
+}
