@@ -394,7 +394,7 @@ fn stages(delivery: Delivery) -> Vec<Stage> {
 fn check(config: &SessionConfig) -> Result<()> {
     let vectors = config.vectors;
     if vectors == 0 || vectors > MAX_ROUTES {
-        return Err(Error::new(format!("{vectors} vectors; 1 to {MAX_ROUTES} can be routed")));
+        return Err(Error::new(format!("--vectors {vectors}: 1 to {MAX_ROUTES} can be routed")));
     }
     let needed = vcpus_for(vectors);
     if let Some(given) = config.vcpus {

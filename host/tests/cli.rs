@@ -1,0 +1,158 @@
+//! The command, as a user has it: results, and a clear error for everything that is wrong.
+
+use std::process::{Command, Output};
+
+fn pollvisor(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_pollvisor")).args(arguments).output().expect("pollvisor")
+}
+
+fn has_kvm() -> bool {
+    match pollvisor::sys::kvm::Kvm::open() {
+        Ok(_) => true,
+        Err(why) => {
+            println!("SKIPPED: {why}");
+            false
+        }
+    }
+}
+
+/// Fails with exit code 1, nothing on stdout, and all of `words` on stderr.
+fn refused(arguments: &[&str], words: &[&str]) {
+    let output = pollvisor(arguments);
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{arguments:?}: {text}");
+    assert!(output.stdout.is_empty(), "{arguments:?}");
+    for word in words {
+        assert!(text.contains(word), "{arguments:?}: no `{word}` in: {text}");
+    }
+}
+
+#[test]
+fn wrong_flags_and_values_are_named() {
+    refused(&["run", "--bogus"], &["--bogus"]);
+    refused(&["launch"], &["launch"]);
+    refused(&["run", "--vectors", "x"], &["--vectors", "x"]);
+    refused(&["run", "--source", "pigeon"], &["--source", "pigeon", "eventfd", "doorbell"]);
+    refused(&["run", "--delivery", "slow"], &["--delivery", "slow", "polled", "irqfd", "blocking"]);
+    refused(&["run", "--interval", "3 parsecs"], &["--interval", "parsecs"]);
+    refused(&["run", "--duration", "0"], &["--duration"]);
+    refused(&["run", "--poller", "core=1"], &["--poller", "core"]);
+    refused(&["run", "--poller", "cpu=60000"], &["--poller", "60000"]);
+    refused(&["run", "--cpus", "affinity=[0@[0]]"], &["--cpus", "boot"]);
+    refused(&["run", "--cpus", "boot=1,affinity=[0@[60000]]"], &["--cpus", "60000"]);
+    refused(&["run", "--guest-idle", "nap"], &["--guest-idle", "nap"]);
+    refused(&["run", "--guest", "linux"], &["--guest", "linux"]);
+}
+
+#[test]
+fn what_cannot_be_is_refused_with_a_remedy() {
+    if !has_kvm() || pollvisor::pin::available().len() < 2 {
+        return;
+    }
+    let cpus = pollvisor::pin::available();
+    let (first, both) = (cpus[0], format!("boot=1,affinity=[0@[{}]]", cpus[0]));
+    refused(&["run", "--poller", &format!("cpu={first}"), "--cpus", &both], &["poller", "vCPU", "try:"]);
+    refused(&["run", "--vectors", "0"], &["--vectors", "0"]);
+    refused(&["run", "--vectors", "5000"], &["--vectors", "5000", "4096"]);
+    refused(&["run", "--vectors", "300", "--cpus", "boot=1"], &["300", "try: --cpus boot=2"]);
+    refused(&["run", "--cpus", "boot=65"], &["65", "64"]);
+    refused(&["run", "--source", "doorbell", "--delivery", "irqfd"], &["doorbell", "try: --source eventfd"]);
+    refused(&["run", "--hlog", "/nowhere/at/all.hlog"], &["/nowhere/at/all.hlog", "ENOENT", "try:"]);
+    refused(&["run", "--hlog", "/proc/version"], &["/proc/version", "try:"]);
+}
+
+fn json(arguments: &[&str]) -> serde_json::Value {
+    let common = ["run", "--json", "-D", "300ms", "--warm-up", "50ms"];
+    let output = pollvisor(&[&common[..], arguments].concat());
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).expect("JSON alone on stdout")
+}
+
+fn number(value: &serde_json::Value, path: &str) -> u64 {
+    value.pointer(path).and_then(serde_json::Value::as_u64).unwrap_or_else(|| panic!("{path} in {value}"))
+}
+
+#[test]
+fn every_way_measures_its_stages_and_balances_its_ledger() {
+    if !has_kvm() {
+        return;
+    }
+    let polled = ["signal_to_seen", "seen_to_injected", "signal_to_accepted", "signal_to_handler"];
+    for (arguments, stages) in [
+        (&[][..], &polled[..]),
+        (&["--source", "doorbell", "--vectors", "3"], &polled),
+        (&["--delivery", "blocking"], &polled),
+        (&["--delivery", "irqfd"], &polled[2..]),
+        (&["--guest", "none"], &polled[..3]),
+        (&["--guest", "none", "--delivery", "irqfd"], &polled[2..3]),
+        (&["--guest-idle", "hlt-noexit"], &polled),
+        (&["--vectors", "300", "--guest-idle", "spin"], &polled),
+    ] {
+        let result = json(arguments);
+        let ledger = |key: &str| number(&result, &format!("/ledger/{key}"));
+        assert!(ledger("sent") > 0, "{arguments:?}");
+        assert_eq!(ledger("sent"), ledger("delivered") + ledger("merged") + ledger("dropped"), "{arguments:?}");
+        assert_eq!(ledger("dropped"), 0, "{arguments:?}");
+        let measured: Vec<_> = result["stages"].as_object().expect("stages").keys().cloned().collect();
+        let mut expected: Vec<_> = stages.iter().map(ToString::to_string).collect();
+        expected.sort();
+        assert_eq!(measured, expected, "{arguments:?}");
+        for stage in stages {
+            let at = |key: &str| number(&result, &format!("/stages/{stage}/{key}"));
+            assert!(at("count") > 0 && at("min_ns") <= at("p50_ns") && at("p999_ns") <= at("max_ns"), "{stage}");
+        }
+        assert_eq!(number(&result, "/negative"), 0, "{arguments:?}: clocks that disagree");
+        let sum: u64 = result["vectors"].as_array().expect("vectors").iter().map(|v| number(v, "/ledger/sent")).sum();
+        assert_eq!(sum, ledger("sent"));
+        for key in ["kernel", "cpu", "tsc_khz", "hypervisor", "idle", "delivery", "source", "pinned", "locked", "warnings"] {
+            assert!(result["machine"].get(key).is_some(), "{key}");
+        }
+    }
+}
+
+#[test]
+fn the_log_holds_every_sample() {
+    if !has_kvm() {
+        return;
+    }
+    use hdrhistogram::serialization::interval_log::{IntervalLogIterator, LogEntry};
+    let path = std::env::temp_dir().join(format!("pollvisor-{}.hlog", std::process::id()));
+    let result = json(&["--hlog", path.to_str().expect("a path")]);
+    let text = std::fs::read(&path).expect("the log");
+    std::fs::remove_file(&path).expect("the log");
+    let mut counts = std::collections::BTreeMap::<String, u64>::new();
+    for entry in IntervalLogIterator::new(&text) {
+        if let LogEntry::Interval(interval) = entry.expect("a valid log") {
+            use base64::Engine;
+            let raw = base64::engine::general_purpose::STANDARD.decode(interval.encoded_histogram()).expect("base64");
+            let histogram: hdrhistogram::Histogram<u64> =
+                hdrhistogram::serialization::Deserializer::new().deserialize(&mut &raw[..]).expect("a histogram");
+            *counts.entry(interval.tag().expect("a tag").as_str().to_string()).or_default() += histogram.len();
+        }
+    }
+    for (stage, count) in counts.iter() {
+        assert_eq!(*count, number(&result, &format!("/stages/{stage}/count")), "{stage}");
+    }
+    assert_eq!(counts.len(), 4);
+}
+
+#[test]
+fn an_interrupt_drains_and_reports() {
+    if !has_kvm() {
+        return;
+    }
+    let child = Command::new(env!("CARGO_BIN_EXE_pollvisor"))
+        .args(["run", "--json", "-D", "1h", "--warm-up", "0"])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .expect("pollvisor");
+    std::thread::sleep(std::time::Duration::from_millis(1500));
+    let pid = child.id().to_string();
+    assert!(Command::new("kill").args(["-INT", &pid]).status().expect("kill").success());
+    let output = child.wait_with_output().expect("its end");
+    assert!(output.status.success());
+    let result: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(result["interrupted"], true);
+    let sum = ["delivered", "merged", "dropped"].map(|key| number(&result, &format!("/ledger/{key}"))).iter().sum::<u64>();
+    assert!(sum > 0 && number(&result, "/ledger/sent") == sum);
+}
