@@ -90,8 +90,13 @@ pub struct RunArgs {
     /// Where the poller runs: cpu=N[,fifo=on|off]
     #[arg(long, value_parser = poller, value_name = "cpu=N")]
     pub poller: Option<PollerArg>,
-    /// vCPUs and where they run: boot=N[,affinity=[0@[2],1@[3]]]
-    #[arg(long, value_parser = cpus, value_name = "boot=N")]
+    /// vCPUs and where they run.
+    #[arg(
+        long,
+        value_parser = cpus,
+        value_name = "boot=N",
+        help = "vCPUs and where they run: boot=N[,affinity=[0@[2],1@[3]]]"
+    )]
     pub cpus: Option<CpusArg>,
     /// What the guest does between interrupts
     #[arg(long, value_enum, default_value_t = IdleArg::Hlt)]

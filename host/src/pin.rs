@@ -43,11 +43,20 @@ impl Placement {
             }
             _ => {}
         }
-        if self.cpu.is_some() && !isolated {
-            lacking.push(format!("{who}'s CPU is not isolated"));
-        }
         Ok(lacking)
     }
+}
+
+/// What to say of CPUs that the interrupt path shares with everybody else; nothing when there are none.
+#[must_use]
+pub fn not_isolated(placements: &[Placement]) -> Option<String> {
+    let isolated = isolated();
+    let mut shared: Vec<_> =
+        placements.iter().filter_map(|p| p.cpu).filter(|cpu| !isolated.contains(cpu)).collect();
+    shared.sort_unstable();
+    shared.dedup();
+    (!shared.is_empty())
+        .then(|| format!("CPUs {shared:?} are not isolated: other work runs there and shows in the tail"))
 }
 
 /// The CPUs this process may use.

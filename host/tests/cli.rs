@@ -91,7 +91,11 @@ fn every_way_measures_its_stages_and_balances_its_ledger() {
         let result = json(arguments);
         let ledger = |key: &str| number(&result, &format!("/ledger/{key}"));
         assert!(ledger("sent") > 0, "{arguments:?}");
-        assert_eq!(ledger("sent"), ledger("delivered") + ledger("merged") + ledger("dropped"), "{arguments:?}");
+        assert_eq!(
+            ledger("sent"),
+            ledger("delivered") + ledger("merged") + ledger("dropped"),
+            "{arguments:?}"
+        );
         assert_eq!(ledger("dropped"), 0, "{arguments:?}");
         let measured: Vec<_> = result["stages"].as_object().expect("stages").keys().cloned().collect();
         let mut expected: Vec<_> = stages.iter().map(ToString::to_string).collect();
@@ -99,12 +103,27 @@ fn every_way_measures_its_stages_and_balances_its_ledger() {
         assert_eq!(measured, expected, "{arguments:?}");
         for stage in stages {
             let at = |key: &str| number(&result, &format!("/stages/{stage}/{key}"));
-            assert!(at("count") > 0 && at("min_ns") <= at("p50_ns") && at("p999_ns") <= at("max_ns"), "{stage}");
+            assert!(
+                at("count") > 0 && at("min_ns") <= at("p50_ns") && at("p999_ns") <= at("max_ns"),
+                "{stage}"
+            );
         }
         assert_eq!(number(&result, "/negative"), 0, "{arguments:?}: clocks that disagree");
-        let sum: u64 = result["vectors"].as_array().expect("vectors").iter().map(|v| number(v, "/ledger/sent")).sum();
+        let sum: u64 =
+            result["vectors"].as_array().expect("vectors").iter().map(|v| number(v, "/ledger/sent")).sum();
         assert_eq!(sum, ledger("sent"));
-        for key in ["kernel", "cpu", "tsc_khz", "hypervisor", "idle", "delivery", "source", "pinned", "locked", "warnings"] {
+        for key in [
+            "kernel",
+            "cpu",
+            "tsc_khz",
+            "hypervisor",
+            "idle",
+            "delivery",
+            "source",
+            "pinned",
+            "locked",
+            "warnings",
+        ] {
             assert!(result["machine"].get(key).is_some(), "{key}");
         }
     }
@@ -124,10 +143,14 @@ fn the_log_holds_every_sample() {
     for entry in IntervalLogIterator::new(&text) {
         if let LogEntry::Interval(interval) = entry.expect("a valid log") {
             use base64::Engine;
-            let raw = base64::engine::general_purpose::STANDARD.decode(interval.encoded_histogram()).expect("base64");
-            let histogram: hdrhistogram::Histogram<u64> =
-                hdrhistogram::serialization::Deserializer::new().deserialize(&mut &raw[..]).expect("a histogram");
-            *counts.entry(interval.tag().expect("a tag").as_str().to_string()).or_default() += histogram.len();
+            let raw = base64::engine::general_purpose::STANDARD
+                .decode(interval.encoded_histogram())
+                .expect("base64");
+            let histogram: hdrhistogram::Histogram<u64> = hdrhistogram::serialization::Deserializer::new()
+                .deserialize(&mut &raw[..])
+                .expect("a histogram");
+            *counts.entry(interval.tag().expect("a tag").as_str().to_string()).or_default() +=
+                histogram.len();
         }
     }
     for (stage, count) in counts.iter() {
@@ -153,6 +176,9 @@ fn an_interrupt_drains_and_reports() {
     assert!(output.status.success());
     let result: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
     assert_eq!(result["interrupted"], true);
-    let sum = ["delivered", "merged", "dropped"].map(|key| number(&result, &format!("/ledger/{key}"))).iter().sum::<u64>();
+    let sum = ["delivered", "merged", "dropped"]
+        .map(|key| number(&result, &format!("/ledger/{key}")))
+        .iter()
+        .sum::<u64>();
     assert!(sum > 0 && number(&result, "/ledger/sent") == sum);
 }

@@ -79,6 +79,11 @@ pub fn measure(args: &RunArgs) -> Result<Report> {
     let config = config(args, &places, running);
     let (session, mut signaller) = Session::start(&config, clock)?;
     machine.warnings.extend_from_slice(session.warnings());
+    let mut placed = places.vcpus.clone();
+    if args.delivery != DeliveryArg::Irqfd {
+        placed.push(places.poller);
+    }
+    machine.warnings.extend(crate::pin::not_isolated(&placed));
     machine.pinned = places.poller.cpu.is_some() && places.vcpus.iter().all(|vcpu| vcpu.cpu.is_some());
 
     if !args.warm_up.is_zero() {

@@ -157,7 +157,7 @@ fn ten_thousand_route_replacements() {
         bench.interrupts.set_routes(&tables[step % 2]).expect("routes");
         bench.clear();
         bench.wait_signalled(SOURCES - 1, 1);
-        let old = VECTOR + if step % 2 == 0 { 0x40 } else { 0 };
+        let old = VECTOR + if step.is_multiple_of(2) { 0x40 } else { 0 };
         for source in 0..SOURCES {
             let vector = old + u8::try_from(source).expect("small");
             assert!(!bench.holds(vector), "step {step}: delivered by a route that was replaced");
@@ -166,7 +166,7 @@ fn ten_thousand_route_replacements() {
     // And the new ones work: each source arrives where the last table says.
     bench.clear();
     bench.wait_signalled(SOURCES - 1, 2);
-    let vector = VECTOR + if TIMES % 2 == 0 { 0 } else { 0x40 };
+    let vector = VECTOR + if TIMES.is_multiple_of(2) { 0 } else { 0x40 };
     bench.wait(|| bench.holds(vector));
     bench.finish(&ids);
 }
