@@ -98,6 +98,10 @@ pub fn measure(args: &RunArgs) -> Result<Report> {
     let seconds = began.elapsed().as_secs_f64();
     figures.add(&produced.figures);
     let failed = session.has_failed();
+    let faults = session.poller().map_or(0, |poller| poller.port().faults());
+    if faults > 0 {
+        machine.warnings.push(format!("{faults} system calls of the poller failed: a bug, please report it"));
+    }
     let stopped = session.stop();
     if config.delivery == Delivery::Irqfd {
         // The kernel takes every signal of a bound eventfd, one interrupt each; what is left was not taken.

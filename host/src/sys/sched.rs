@@ -19,11 +19,20 @@ pub fn fifo(priority: i32) -> Result<()> {
     Ok(())
 }
 
+/// What has to be allowed before memory is locked: with less, a later allocation would fail where an unlocked one works.
+const ENOUGH_TO_LOCK: u64 = 1 << 30;
+
 /// Locks all pages of this process, present and future.
 ///
 /// # Errors
-/// ENOMEM or EPERM when the limit is too low.
+/// When the limit is too low, or EPERM.
 pub fn lock_memory() -> Result<()> {
+    if let Some(limit) = memlock_limit()
+        && limit < ENOUGH_TO_LOCK
+    {
+        return Err(Error::new(format!("memory is not locked: the limit is {} KiB", limit / 1024))
+            .remedy("raise the memlock limit (ulimit -l unlimited)"));
+    }
     // SAFETY: no pointers.
     if unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE) } != 0 {
         return Err(Error::last_os("locking memory (mlockall)")
@@ -34,7 +43,7 @@ pub fn lock_memory() -> Result<()> {
 
 /// How many bytes this process may lock; `None`: as many as there are.
 #[must_use]
-pub fn memlock_limit() -> Option<u64> {
+fn memlock_limit() -> Option<u64> {
     // SAFETY: CAP_IPC_LOCK lifts the limit; only root is recognised here.
     if unsafe { libc::geteuid() } == 0 {
         return None;
