@@ -1,1 +1,3 @@
 //! Fixtures.
+#[cfg(not(loom))]
+pub mod differential;
