@@ -211,7 +211,7 @@ fn routes(rng: &mut Rng) -> Op {
             let most = MAX_ROUTES - usize::from(rng.bool());
             routes = (0..).take(most).map(|gsi| RawRoute::msi(Gsi(gsi % 4095), msi(rng))).collect();
         }
-        3..16 => mistake(rng, world, &mut routes),
+        3..16 => mistake(rng, &mut routes),
         _ => {}
     }
     if !routes.is_empty() {
@@ -221,7 +221,7 @@ fn routes(rng: &mut Rng) -> Op {
 }
 
 /// One of those that the specification lists, somewhere in the table; some happen not to be any.
-fn mistake(rng: &mut Rng, world: World, routes: &mut Vec<RawRoute>) {
+fn mistake(rng: &mut Rng, routes: &mut Vec<RawRoute>) {
     let gsi = pick(rng, &GSIS);
     let good = RawRoute::msi(Gsi(gsi), msi(rng));
     let ioapic = pin(rng, gsi, Chip::Ioapic);
@@ -246,7 +246,6 @@ fn mistake(rng: &mut Rng, world: World, routes: &mut Vec<RawRoute>) {
             RawRoute { kind: TYPE_MSI, words, ..good }
         }
     };
-    let _any = world;
     // Alone on its GSI as well as beside another one.
     if rng.bool() {
         routes.retain(|route| route.gsi != gsi);

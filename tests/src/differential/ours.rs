@@ -219,9 +219,8 @@ impl Observer for Count<'_> {
     fn now(&mut self) -> u64 {
         0
     }
-    fn delivered(&mut self, _: &Fired, _: u64, _: u64, signals: u64, outcome: Outcome) {
-        // Of signals that came together some may have been deferred: those are counted there.
-        let _all = signals;
+    fn delivered(&mut self, _: &Fired, _: u64, _: u64, _: u64, outcome: Outcome) {
+        // Of signals that came together some may have been deferred, and are not in this outcome.
         self.0.set(self.0.get() + outcome.signals());
     }
     fn deferred(&mut self, _: &Fired, signals: u64, _: bool) {
