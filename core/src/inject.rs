@@ -15,9 +15,9 @@ pub enum LineSource {
 /// Why an interrupt did not arrive. It is dropped and counted; there is nobody to tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InjectError {
-    /// No LAPIC took it: none has that ID, or it is switched off.
+    /// No LAPIC took it: those it goes to are switched off, or do not take its delivery mode.
     Blocked,
-    /// The kernel refused, with this error number.
+    /// The kernel refused, with this error number; with EPERM (1) there is no LAPIC that it goes to.
     Failed(i32),
 }
 

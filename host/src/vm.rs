@@ -39,6 +39,12 @@ pub struct Vm {
     irqchip: Irqchip,
 }
 
+/// On a split irqchip the first GSI after the pins' that is reserved, like theirs: a level route on a reserved GSI makes
+/// KVM exit on its vector's EOI. For vectors that no pin's route carries.
+pub const EOI_GSI: u32 = IOAPIC_PINS;
+/// How many such GSIs there are. KVM keeps the number of all reserved ones in a byte, and cuts off what is more.
+pub const EOI_GSIS: u32 = 255 - EOI_GSI;
+
 /// Where KVM wants three free pages, below the LAPIC's.
 const TSS: u32 = 0xfffb_d000;
 
@@ -71,7 +77,9 @@ impl Vm {
         }
         match config.irqchip {
             Irqchip::None => {}
-            Irqchip::Split => fd.enable(kb::KVM_CAP_SPLIT_IRQCHIP, [u64::from(IOAPIC_PINS), 0, 0, 0])?,
+            Irqchip::Split => {
+                fd.enable(kb::KVM_CAP_SPLIT_IRQCHIP, [u64::from(EOI_GSI + EOI_GSIS), 0, 0, 0])?
+            }
             Irqchip::Kernel => fd.create_irqchip()?,
         }
         if config.irqchip != Irqchip::None {

@@ -1,5 +1,7 @@
 //! Fixtures shared by the tests and models.
 
+#[cfg(not(loom))]
+pub mod differential;
 #[cfg(loom)]
 pub mod model;
 #[cfg(not(loom))]

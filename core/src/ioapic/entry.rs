@@ -190,7 +190,14 @@ impl Entry {
 
 /// A level message with this vector to everybody, never to be sent: a route with it on a GSI of its own makes
 /// KVM exit on the vector's EOI (see [`Ioapic::unrouted_eoi_vectors`](super::Ioapic::unrouted_eoi_vectors)).
+///
+/// To everybody in KVM's x2APIC format: without the high half it would go to the APIC 0xff alone where
+/// `KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK` is on.
 #[must_use]
 pub const fn eoi_route(vector: u8) -> Message {
-    Message { address_lo: MSI_BASE | 0xff << 12, address_hi: 0, data: MSI_LEVEL | MSI_ASSERT | vector as u32 }
+    Message {
+        address_lo: MSI_BASE | 0xff << 12,
+        address_hi: 0xffff_ff00,
+        data: MSI_LEVEL | MSI_ASSERT | vector as u32,
+    }
 }

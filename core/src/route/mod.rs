@@ -6,6 +6,9 @@
 //! grace period. Once that returns nothing is delivered by the old table, neither by a poller nor by the
 //! deferred worker (D2).
 //!
+//! The kernel knows two types more, the synthetic interrupts of Hyper-V (4) and Xen (5); here they are unknown. And its
+//! table is not empty at birth where all chips are in the kernel: it has the PC's lines.
+//!
 //! Sources: `virt/kvm/irqchip.c` `kvm_set_irq_routing`, `setup_routing_entry`; `arch/x86/kvm/irq.c`
 //! `kvm_set_routing_entry`, `kvm_msi_route_invalid`.
 

@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use pollvisor_core::ids::EventKey;
+use pollvisor_core::irqfd::AssignError;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// An eventfd: a counter that a write adds to and a read takes.
@@ -71,12 +72,24 @@ impl EventFd {
 pub fn key_of(fd: BorrowedFd<'_>) -> Result<EventKey> {
     let path = format!("/proc/self/fdinfo/{}", fd.as_raw_fd());
     let info = std::fs::read_to_string(&path).map_err(|e| Error::os(format!("reading {path}"), &e))?;
-    let id = info.lines().find_map(|line| line.strip_prefix("eventfd-id:")?.trim().parse().ok());
     let not = || {
         let invalid = std::io::Error::from_raw_os_error(libc::EINVAL);
         Error::os(format!("descriptor {} is not an eventfd", fd.as_raw_fd()), &invalid)
     };
-    id.map(EventKey).ok_or_else(not)
+    eventfd_id(&info).ok_or_else(not)
+}
+
+/// The identity of the eventfd behind a number that came from outside, as `KVM_IRQFD` looks it up.
+///
+/// # Errors
+/// `BadFd` when nothing is open there, `NotEventfd`.
+pub fn resolve(fd: i32) -> std::result::Result<EventKey, AssignError> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).map_err(|_| AssignError::BadFd)?;
+    eventfd_id(&info).ok_or(AssignError::NotEventfd)
+}
+
+fn eventfd_id(info: &str) -> Option<EventKey> {
+    info.lines().find_map(|line| line.strip_prefix("eventfd-id:")?.trim().parse().ok()).map(EventKey)
 }
 
 /// Takes what the counter of an eventfd holds, 0 when nothing.

@@ -256,6 +256,24 @@ impl VmFd {
     }
 }
 
+/// What a chip's state is made of: the bytes behind [`VmFd::irqchip`]'s number.
+pub type ChipBytes = [u8; 512];
+
+/// A chip's state as bytes.
+#[must_use]
+pub fn chip_bytes(state: &kb::kvm_irqchip) -> ChipBytes {
+    // SAFETY: the union's largest member, plain bytes; the kernel or `chip_from` wrote them all.
+    unsafe { state.chip.dummy }.map(i8::cast_unsigned)
+}
+
+/// The state of the chip `id` from its bytes.
+#[must_use]
+pub fn chip_from(id: u32, bytes: &ChipBytes) -> kb::kvm_irqchip {
+    let mut state = kb::kvm_irqchip { chip_id: id, ..Default::default() };
+    state.chip.dummy = bytes.map(u8::cast_signed);
+    state
+}
+
 /// `struct kvm_irq_routing` with its entries behind it, more than the kernel takes if need be.
 struct RoutingTable(Vec<u64>);
 

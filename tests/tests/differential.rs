@@ -1,0 +1,38 @@
+//! A short run of the differential against the kernel; the `differential` binary makes long ones.
+#![cfg(not(loom))]
+
+use pollvisor_tests::differential::{self, Half};
+
+const STEPS: u64 = 10_000;
+const SEED: &str = "POLLVISOR_SEED";
+
+/// Given, to see a run again; else another one each time.
+fn seed() -> u64 {
+    match std::env::var(SEED) {
+        Ok(text) => text.parse().unwrap_or_else(|_| panic!("{SEED}={text} is not a number")),
+        Err(_) => fastrand::u64(..),
+    }
+}
+
+fn agree(half: Half) {
+    if let Err(error) = pollvisor::sys::kvm::Kvm::open() {
+        eprintln!("skipped: {error}");
+        return;
+    }
+    let seed = seed();
+    println!("{SEED}={seed}");
+    match differential::run(half, STEPS, seed) {
+        Ok(tally) => println!("{}: {tally}", half.name()),
+        Err(failure) => panic!("{failure}"),
+    }
+}
+
+#[test]
+fn irqfds_and_routes_do_what_the_kernels_do() {
+    agree(Half::Irqfd);
+}
+
+#[test]
+fn the_ioapic_does_what_the_kernels_does() {
+    agree(Half::Ioapic);
+}
