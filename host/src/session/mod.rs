@@ -2,6 +2,12 @@
 //!
 //! Vector `v` (from 0) is GSI `v`; its message goes to vCPU `v mod n`, interrupt vector `0x20 + v div n`.
 
+mod signaller;
+
+pub use signaller::Signaller;
+
+use signaller::Kind;
+
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::guest::{FIRST_VECTOR, Guest, MAX_VCPUS, VECTORS_PER_VCPU};
@@ -9,7 +15,7 @@ use crate::interrupts::{Interrupts, Running, Source};
 use crate::pin::Placement;
 use crate::poller::PollerThread;
 use crate::record::{Figures, Stage};
-use crate::source::{Backend, Lane, Port};
+use crate::source::{Backend, Lane};
 use crate::sys::doorbell::{Producer, Region};
 use crate::sys::fd::EventFd;
 use crate::sys::kvm::VcpuFd;
@@ -412,49 +418,4 @@ fn check(config: &SessionConfig) -> Result<()> {
         return Err(Error::new("the kernel's irqfd takes eventfds, not doorbells").remedy("--source eventfd"));
     }
     Ok(())
-}
-
-#[derive(Debug)]
-enum Kind {
-    Events { events: Vec<Arc<EventFd>>, port: Option<Arc<Port>> },
-    Bells(Producer),
-}
-
-/// The producer's side: makes signals and says when.
-#[derive(Debug)]
-pub struct Signaller {
-    clock: Clock,
-    kind: Kind,
-}
-
-impl Signaller {
-    /// Signals `vector`. The time it did, and the time it was done: with an in-kernel irqfd, the LAPIC has it then.
-    #[inline]
-    pub fn signal(&mut self, vector: usize) -> (u64, u64) {
-        match &mut self.kind {
-            Kind::Events { events, port } => {
-                let event = &events[vector];
-                let now = self.clock.now();
-                if let Some(port) = port {
-                    port.stamp(vector, now);
-                }
-                event.signal(1);
-                (now, self.clock.now())
-            }
-            Kind::Bells(producer) => {
-                let now = self.clock.now();
-                producer.ring(vector, now);
-                (now, now)
-            }
-        }
-    }
-
-    /// Signals nobody took, taken now; after the session's sources are detached.
-    #[must_use]
-    pub fn left_over(&self, vector: usize) -> u64 {
-        match &self.kind {
-            Kind::Events { events, .. } => events[vector].take(),
-            Kind::Bells(_) => 0,
-        }
-    }
 }

@@ -1,5 +1,9 @@
 //! Handles of KVM's objects: one method per ioctl, the structs of kvm-bindings, no policy.
 
+mod vcpu;
+
+pub use vcpu::{Exit, VcpuFd};
+
 use super::ioctl::{self as io, Ioctl};
 use crate::error::{Error, Result};
 use kvm_bindings as kb;
@@ -176,8 +180,7 @@ impl VmFd {
         let fd = io::value(self.fd.as_fd(), &io::KVM_CREATE_VCPU, id.0 as usize)?;
         // SAFETY: just made, and nobody else has it.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        let run = super::mem::Mapping::new(fd.as_fd(), self.run_size)?;
-        Ok(VcpuFd { fd, run, id, _memory: self.memory.clone() })
+        VcpuFd::new(fd, self.run_size, id, self.memory.clone())
     }
 
     /// Injects a message; whether a LAPIC accepted it. The hot call: one ioctl, nothing else.
@@ -296,191 +299,5 @@ impl RoutingTable {
 
     fn pointer(&mut self) -> *const kb::kvm_irq_routing {
         self.0.as_ptr().cast()
-    }
-}
-
-/// Why `KVM_RUN` came back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Exit {
-    /// A signal, or the request to come back at once.
-    Interrupted,
-    /// The guest wrote to an I/O port.
-    PortWrite {
-        /// The port.
-        port: u16,
-        /// The first byte.
-        value: u8,
-    },
-    /// The guest halted, and the LAPIC is not in the kernel.
-    Halted,
-    /// The guest ended a level interrupt of the user-space I/O APIC.
-    IoapicEoi {
-        /// Its vector.
-        vector: u8,
-    },
-    /// A triple fault.
-    Shutdown,
-    /// The processor refused the guest's state; its reason.
-    FailEntry(u64),
-    /// KVM gave up; its reason.
-    InternalError(u32),
-    /// Anything else, by number.
-    Other(u32),
-}
-
-/// A virtual CPU.
-#[derive(Debug)]
-pub struct VcpuFd {
-    fd: OwnedFd,
-    run: super::mem::Mapping,
-    id: VcpuId,
-    _memory: Option<Arc<GuestMemoryMmap>>,
-}
-
-impl VcpuFd {
-    /// Its ID.
-    #[must_use]
-    pub fn id(&self) -> VcpuId {
-        self.id
-    }
-
-    /// What CPUID the guest sees here.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub fn set_cpuid(&self, entries: &[kb::kvm_cpuid_entry2]) -> Result<()> {
-        let cpuid = kb::CpuId::from_entries(entries).map_err(|_| Error::new("too many CPUID entries"))?;
-        // SAFETY: the wrapper's entries follow its header.
-        unsafe { io::read(self.fd.as_fd(), &io::KVM_SET_CPUID2, cpuid.as_fam_struct_ptr())? };
-        Ok(())
-    }
-
-    /// The segment and control registers.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub fn sregs(&self) -> Result<kb::kvm_sregs> {
-        get(self.fd.as_fd(), &io::KVM_GET_SREGS, kb::kvm_sregs::default())
-    }
-
-    /// Sets the segment and control registers.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub fn set_sregs(&self, sregs: &kb::kvm_sregs) -> Result<()> {
-        set(self.fd.as_fd(), &io::KVM_SET_SREGS, sregs).map(drop)
-    }
-
-    /// Sets the general registers.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub fn set_regs(&self, regs: &kb::kvm_regs) -> Result<()> {
-        set(self.fd.as_fd(), &io::KVM_SET_REGS, regs).map(drop)
-    }
-
-    /// Lets it run at once: one that is not the first would wait for INIT and SIPI.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub fn make_runnable(&self) -> Result<()> {
-        let state = kb::kvm_mp_state { mp_state: kb::KVM_MP_STATE_RUNNABLE };
-        set(self.fd.as_fd(), &io::KVM_SET_MP_STATE, &state).map(drop)
-    }
-
-    /// The LAPIC's register page.
-    ///
-    /// # Errors
-    /// EINVAL when it is not in the kernel.
-    pub fn lapic(&self) -> Result<Lapic> {
-        let state = get(self.fd.as_fd(), &io::KVM_GET_LAPIC, kb::kvm_lapic_state { regs: [0; 1024] })?;
-        Ok(state.regs.map(i8::cast_unsigned))
-    }
-
-    /// Sets the LAPIC's register page.
-    ///
-    /// # Errors
-    /// EINVAL when it is not in the kernel.
-    pub fn set_lapic(&self, lapic: &Lapic) -> Result<()> {
-        let state = kb::kvm_lapic_state { regs: lapic.map(u8::cast_signed) };
-        set(self.fd.as_fd(), &io::KVM_SET_LAPIC, &state).map(drop)
-    }
-
-    /// What is added to the host's TSC to make this vCPU's; `None` where the kernel does not say.
-    #[must_use]
-    pub fn tsc_offset(&self) -> Option<u64> {
-        let mut offset = 0u64;
-        let mut attribute = tsc_offset_attribute(&raw mut offset);
-        // SAFETY: the attribute is 8 bytes, written to `offset`.
-        unsafe { io::write(self.fd.as_fd(), &io::KVM_GET_DEVICE_ATTR, &raw mut attribute) }.ok()?;
-        Some(offset)
-    }
-
-    /// Sets what is added to the host's TSC.
-    ///
-    /// # Errors
-    /// ENXIO where the kernel does not have the attribute.
-    pub fn set_tsc_offset(&self, mut offset: u64) -> Result<()> {
-        let attribute = tsc_offset_attribute(&raw mut offset);
-        // SAFETY: the attribute is 8 bytes, read from `offset`.
-        unsafe { io::read(self.fd.as_fd(), &io::KVM_SET_DEVICE_ATTR, &raw const attribute) }.map(drop)
-    }
-
-    /// Runs the guest until something is for us to do.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub fn run(&mut self) -> Result<Exit> {
-        if let Err(error) = io::value(self.fd.as_fd(), &io::KVM_RUN, 0) {
-            return if matches!(error.errno(), Some(libc::EINTR | libc::EAGAIN)) {
-                Ok(Exit::Interrupted)
-            } else {
-                Err(error)
-            };
-        }
-        // SAFETY: the kernel maps a kvm_run here and writes it only within KVM_RUN, which needs `&mut self`. The
-        // union's members are plain numbers, the one read is the one the exit reason names, and `data_offset` is
-        // within the mapping.
-        unsafe {
-            let run = &*self.run.address().cast::<kb::kvm_run>();
-            Ok(match run.exit_reason {
-                kb::KVM_EXIT_IO => {
-                    let io = run.__bindgen_anon_1.io;
-                    let at = usize::try_from(io.data_offset).unwrap_or(usize::MAX);
-                    if u32::from(io.direction) == kb::KVM_EXIT_IO_OUT && at < self.run.length() {
-                        Exit::PortWrite { port: io.port, value: self.run.address().add(at).read() }
-                    } else {
-                        Exit::Other(kb::KVM_EXIT_IO)
-                    }
-                }
-                kb::KVM_EXIT_HLT => Exit::Halted,
-                kb::KVM_EXIT_INTR => Exit::Interrupted,
-                kb::KVM_EXIT_SHUTDOWN => Exit::Shutdown,
-                kb::KVM_EXIT_IOAPIC_EOI => Exit::IoapicEoi { vector: run.__bindgen_anon_1.eoi.vector },
-                kb::KVM_EXIT_FAIL_ENTRY => {
-                    Exit::FailEntry(run.__bindgen_anon_1.fail_entry.hardware_entry_failure_reason)
-                }
-                kb::KVM_EXIT_INTERNAL_ERROR => Exit::InternalError(run.__bindgen_anon_1.internal.suberror),
-                other => Exit::Other(other),
-            })
-        }
-    }
-
-    /// Makes the next [`run`](Self::run) come back before it enters the guest, or not.
-    pub fn set_immediate_exit(&self, on: bool) {
-        // SAFETY: a byte the kernel only reads; volatile, as it is shared with the kernel.
-        unsafe {
-            let run = self.run.address().cast::<kb::kvm_run>();
-            (&raw mut (*run).immediate_exit).write_volatile(on.into());
-        }
-    }
-}
-
-fn tsc_offset_attribute(offset: *mut u64) -> kb::kvm_device_attr {
-    kb::kvm_device_attr {
-        flags: 0,
-        group: kb::KVM_VCPU_TSC_CTRL,
-        attr: u64::from(kb::KVM_VCPU_TSC_OFFSET),
-        addr: offset as u64,
     }
 }
