@@ -16,6 +16,9 @@ struct Plain {
     /// The entries; remote IRR as the deliveries and their ends make it.
     entries: [u64; PINS],
     sources: [u64; PINS],
+    /// Lines that are up, and edges among them that went out.
+    irr: u32,
+    delivered: u32,
     select: u32,
     id: u32,
     /// Pins that may have a level up and undelivered: nobody took it, or a storm holds it back.
@@ -39,8 +42,15 @@ struct Chip {
 pub fn ioapic(data: &[u8]) {
     let mut bytes = Bytes::new(data);
     let version = if bytes.bool() { Version::V20 } else { Version::V11 };
-    let plain =
-        Plain { entries: [MASKED; PINS], sources: [0; PINS], select: 0, id: 0, excused: [false; PINS] };
+    let plain = Plain {
+        entries: [MASKED; PINS],
+        sources: [0; PINS],
+        irr: 0,
+        delivered: 0,
+        select: 0,
+        id: 0,
+        excused: [false; PINS],
+    };
     let mut chip = Chip { chip: Ioapic::new(version), plain, version, sent: Vec::new(), anew: Vec::new() };
     for _ in 0..400 {
         if bytes.is_empty() {
@@ -95,6 +105,7 @@ impl Chip {
                 0 => {
                     self.plain.entries = [MASKED; PINS];
                     (self.plain.select, self.plain.id) = (0, 0);
+                    (self.plain.irr, self.plain.delivered) = (0, 0);
                     self.sent.clear();
                     let effects = self.chip.reset();
                     self.effects(&effects);
@@ -205,7 +216,7 @@ impl Chip {
         }
         if let Some(pin) = resample {
             assert!(deliver.is_none());
-            self.plain.excused[usize::from(pin.number())] = false;
+            self.plain.irr &= !(1 << pin.number());
         }
         if eoi.is_none() {
             assert_eq!(eoi_vectors_changed, self.exits() != exits);
@@ -231,6 +242,14 @@ impl Chip {
         let sources = &mut self.plain.sources[usize::from(n)];
         *sources = if up { *sources | 1 << source } else { *sources & !(1 << source) };
         let (entry, sources) = (self.plain.entries[usize::from(n)], *sources);
+        if sources == 0 {
+            self.plain.irr &= !(1 << n);
+        } else {
+            self.plain.irr |= 1 << n;
+            if entry & LEVEL == 0 {
+                self.plain.delivered &= !(1 << n);
+            }
+        }
         match got.expect("a source that exists") {
             Line::Lowered => assert_eq!(sources, 0),
             Line::Masked => assert!(sources != 0 && entry & MASKED != 0),
@@ -297,6 +316,7 @@ impl Chip {
             (state.redirtbl, state.ioregsel, state.id),
             (self.plain.entries, self.plain.select, self.plain.id)
         );
+        (self.plain.irr, self.plain.delivered) = (state.irr, 0);
         let effects = self.chip.restore(&state);
         // What went out before is nobody's to refuse.
         self.sent.clear();
@@ -316,12 +336,15 @@ impl Chip {
         let n = usize::from(deliver.pin.number());
         let entry = self.plain.entries[n];
         assert_eq!(entry & MASKED, 0, "pin {n} is masked");
+        assert_eq!(self.plain.irr >> n & 1, 1, "pin {n} is not up");
         assert_eq!(deliver.vector, entry.to_le_bytes()[0]);
         assert_eq!(Some(deliver.message), self.chip.route(deliver.pin));
         assert_eq!(deliver.trigger == Trigger::Level, entry & LEVEL != 0);
         if entry & LEVEL != 0 {
             assert_eq!(entry & REMOTE_IRR, 0, "pin {n} is in service");
             self.plain.entries[n] |= REMOTE_IRR;
+        } else {
+            self.plain.delivered |= 1 << n;
         }
         self.plain.excused[n] = false;
         self.anew.push(deliver.pin);
@@ -340,7 +363,7 @@ impl Chip {
     }
 
     fn compare(&mut self) {
-        let state = self.chip.save();
+        assert_eq!(self.chip.save().irr, self.plain.irr & !self.plain.delivered);
         let (vectors, unrouted) = self.exits();
         for n in 0..24u8 {
             let (at, entry) = (usize::from(n), self.plain.entries[usize::from(n)]);
@@ -348,7 +371,7 @@ impl Chip {
             assert_eq!(self.chip.is_asserted(pin(n)), self.plain.sources[at] != 0);
             assert!(entry & LEVEL == 0 || vectors.contains(entry.to_le_bytes()[0]), "its EOI would not exit");
             // No level is forgotten: up, open, not in service, and still inside.
-            let waits = state.irr >> n & 1 == 1 && entry & (LEVEL | MASKED | REMOTE_IRR) == LEVEL;
+            let waits = self.plain.irr >> n & 1 == 1 && entry & (LEVEL | MASKED | REMOTE_IRR) == LEVEL;
             assert!(!waits || self.plain.excused[at], "pin {n} is up and was not delivered");
             self.plain.excused[at] &= waits;
         }

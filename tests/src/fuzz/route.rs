@@ -40,9 +40,15 @@ pub fn route(data: &[u8]) {
     routes.extend(fillers.into_iter().map(|gsi| RawRoute { gsi, kind: 2, flags: 0, words: [0, 0, gsi, 0] }));
 
     let mut table = Box::new(RouteTable::new());
-    // What the memory held before is nothing to the new table.
-    let other: Vec<RawRoute> = routes.iter().rev().copied().collect();
-    let _in_any_case = table.build(Irqchip::Kernel, false, 0, &other);
+    // What the memory held before is nothing to the new table: something like it, on other GSIs and pins.
+    let beside = |route: &RawRoute| {
+        let [first, second, third, fourth] = route.words;
+        RawRoute { gsi: route.gsi ^ 1, words: [first, second ^ 1, third, fourth], ..*route }
+    };
+    for from in 0..crafted.min(4) {
+        let other: Vec<RawRoute> = routes[from..crafted].iter().map(beside).collect();
+        let _in_any_case = table.build(Irqchip::Kernel, false, 0, &other);
+    }
     let built = table.build(machine.irqchip, machine.x2apic, flags, &routes);
     match built {
         Err(error) => refused(machine, flags, &routes, crafted, error),
