@@ -14,8 +14,8 @@ use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
 
-/// The tests that try every pair, beside the machines whose states only their own module can make; and here, by
-/// `machines`. Each transition table in the source has to be in this list.
+/// The tests that try every pair: beside the machine where only its own module can make its states, else here. Each
+/// transition table in the source has to be in this list.
 const PAIRS: [(&str, &str, &str); 11] = [
     ("core/src/irqfd/state.rs", "core/src/irqfd/tests.rs", "every_state_and_event"),
     ("core/src/line/intx.rs", "core/src/line/tests/intx.rs", "every_pair_of_the_table"),
@@ -284,12 +284,14 @@ fn every_call_of_a_slot() {
     assert_eq!(slot.hang_up(who), None);
 }
 
+type Call = fn(&Gate) -> bool;
+
 /// Open or closed, with somebody inside or nobody: with every call.
 #[test]
 fn every_call_of_a_gate() {
     for (closed, inside) in [(false, false), (false, true), (true, false), (true, true)] {
         let made = |gate: &Gate| assert!(!closed || gate.close());
-        let calls: [(&str, fn(&Gate) -> bool, bool, bool); 4] = [
+        let calls: [(&str, Call, bool, bool); 4] = [
             ("enter", |gate| gate.try_enter().is_some(), !closed, closed),
             ("close", Gate::close, !closed, true),
             (
@@ -313,7 +315,7 @@ fn every_call_of_a_gate() {
             let mut waited = 0;
             gate.drain(|| {
                 waited += 1;
-                drop(guest.take());
+                guest = None;
             });
             assert_eq!(waited, i32::from(inside), "{name}");
         }

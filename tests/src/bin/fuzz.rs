@@ -106,7 +106,7 @@ targets: route, msix, ioapic, irq_set; without one, all of them share the time";
             while start.elapsed() < share {
                 // A look at the clock costs as much as a small input.
                 for _ in 0..64 {
-                    let input = inputs.next();
+                    let input = inputs.make();
                     count += 1;
                     if catch_unwind(|| target(&input)).is_err() {
                         return Err(failed(options, name, *target, input, count));

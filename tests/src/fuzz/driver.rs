@@ -57,8 +57,8 @@ impl Inputs {
         Self { random: Random::new(seed), pool: Vec::new() }
     }
 
-    /// The next input.
-    pub fn next(&mut self) -> Vec<u8> {
+    /// Makes the next one.
+    pub fn make(&mut self) -> Vec<u8> {
         let random = &mut self.random;
         let mut input = match self.pool.len() {
             known if known > 0 && random.below(4) > 0 => {

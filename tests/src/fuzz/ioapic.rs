@@ -161,7 +161,7 @@ impl Chip {
             _ if !matches!(length, 1 | 2 | 4 | 8) => Access::BadLength,
             0 | 0x10 => Access::Done,
             0x40 if self.version == Version::V20 => Access::Done,
-            _ if offset % 16 == 0 => Access::NoRegister,
+            _ if offset.is_multiple_of(16) => Access::NoRegister,
             _ => Access::Misaligned,
         }
     }

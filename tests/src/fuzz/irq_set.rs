@@ -164,7 +164,7 @@ impl Device {
             }
             Request::Fire { kind: of, start, count, which: all } => {
                 assert_eq!((kind, start, count, all), (Some(of), header.start, header.count, which));
-                let even = |n: u32| all == Which::All || n % 2 == 0;
+                let even = |n: u32| all == Which::All || n.is_multiple_of(2);
                 let mut fired = Vec::new();
                 let number = self.vectors.fire(start, count, even, |trigger| fired.push(*trigger));
                 let there = self.set.range(start..start + count).filter(|(vector, _)| even(*vector - start));
