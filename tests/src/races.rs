@@ -2,7 +2,7 @@
 //!
 //! Three kinds of cover, strongest first: a loom *model* tries every interleaving, and has a twin with the rule broken
 //! that must fail; a *test* takes the one order that matters; *by construction* says why the order does not exist, and
-//! where that can be seen. [`check`] keeps the table honest: what it names must be in the source.
+//! where that can be seen. [`faults`] keeps the table honest: what it names must be in the source.
 
 mod check;
 mod devices;
