@@ -96,6 +96,8 @@ pub enum Mutation {
     GraceNoWait,
     /// `gate`: `close` does not stop new entrants.
     GateCloseOpen,
+    /// `pending`: the worker looks at the set and clears it in two steps (race 1).
+    PendingTakeInTwo,
     /// `poll`: make the source ready again before its signals are taken.
     RearmBeforeDrain,
     /// `poll`: a count above one does not inject again (race 46).
@@ -106,10 +108,16 @@ pub enum Mutation {
     AssignNotFresh,
     /// `irqfd`: assign looks for a pending event after it listed the irqfd (races 6, 10).
     AssignPendingLate,
+    /// `irqfd`: assign copies the route before it takes the lock that lists the irqfd (race 14).
+    AssignCopyUnlocked,
     /// `irqfd`: signals are handed to the deferred worker without a Release of their own.
     DeferRelaxed,
     /// `irqfd`: every caller that finds the irqfd queues its shutdown (race 5).
     ShutdownNoElection,
+    /// `irqfd`: a deassign that took nothing off the list waits for nobody else's shutdown (race 8).
+    DeassignOwnOnly,
+    /// `irqfd`: a hang-up reported during assign does not wait for the irqfd to be listed (race 10).
+    HangUpNoWait,
     /// `irqfd`: shutdown does not wait for the passes that may have seen the irqfd active.
     ShutdownNoGrace,
     /// `irqfd`: shutdown frees without waiting for the deferred worker (races 2, 8).

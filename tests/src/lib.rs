@@ -2,7 +2,10 @@
 
 #[cfg(not(loom))]
 pub mod differential;
+#[cfg(not(loom))]
+pub mod fuzz;
 #[cfg(loom)]
 pub mod model;
+pub mod races;
 #[cfg(not(loom))]
 pub mod rig;

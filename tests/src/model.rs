@@ -6,7 +6,7 @@
 
 mod eventfd;
 
-pub use eventfd::{Eventfd, Hook};
+pub use eventfd::{Eventfd, Hook, KernelIrqfd};
 
 use loom::sync::atomic::{AtomicBool as ModelBool, AtomicU32 as ModelU32};
 use pollvisor_core::ids::{EventKey, Gsi, SourceId};
@@ -179,8 +179,10 @@ impl<const N: usize> World<N> {
     pub fn assert_settled(&self) {
         let written = self.fd.written.load(SeqCst);
         assert!(self.irqfds.nothing_deferred());
-        assert_eq!(self.ledger.total(), written, "signals and their ends differ: {:?}", self.ledger);
-        assert_eq!(self.ledger.seen.load(SeqCst), written, "an edge was lost: {:?}", self.ledger);
+        let total = self.ledger.total() + self.fd.kernel.taken.load(SeqCst);
+        assert_eq!(total, written, "signals and their ends differ: {:?}", self.ledger);
+        let seen = self.ledger.seen.load(SeqCst).max(self.fd.kernel.seen.load(SeqCst));
+        assert_eq!(seen, written, "an edge was lost: {:?}", self.ledger);
         let injected = self.ledger.injected.load(SeqCst);
         assert!(self.ledger.delivered.load(SeqCst) <= injected, "delivered what was not injected");
     }
@@ -188,7 +190,7 @@ impl<const N: usize> World<N> {
     /// Nothing is left of `shutdowns` irqfds: each was shut down once, and the signals it did not take are in the source.
     pub fn assert_gone(&self, shutdowns: u64) {
         assert_eq!(self.ledger.released.load(SeqCst), shutdowns, "shut down once each");
-        assert!(self.bindings.is_empty());
+        assert!(self.bindings.is_empty(), "not shut down yet");
         let left = self.fd.with(|event| {
             assert_eq!(event.watched, None);
             event.counter
@@ -200,7 +202,7 @@ impl<const N: usize> World<N> {
     /// No interrupt was for nothing.
     pub fn assert_frugal(&self) {
         let written = self.fd.written.load(SeqCst);
-        let injected = self.ledger.injected.load(SeqCst);
+        let injected = self.ledger.injected.load(SeqCst) + self.fd.kernel.injected.load(SeqCst);
         assert!(injected <= written, "an interrupt without a signal: {:?}", self.ledger);
     }
 

@@ -152,8 +152,15 @@ impl<S: AsRef<[Slot]>> Irqfds<S> {
         let fresh = !late && self.defer_pending(host, id, request.key);
         {
             let reader = self.brief(host);
+            let early = planted(Mutation::AssignCopyUnlocked);
+            let copy = || self.routes.read(&reader, |table| Self::copy_route(slot, table));
+            if early {
+                copy();
+            }
             let _list = self.list.lock();
-            self.routes.read(&reader, |table| Self::copy_route(slot, table));
+            if !early {
+                copy();
+            }
             let fresh = fresh && !planted(Mutation::AssignNotFresh);
             let _listed = if fresh { slot.list_fresh() } else { slot.step(Event::List) };
         }

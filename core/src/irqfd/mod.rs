@@ -278,7 +278,9 @@ impl<S: AsRef<[Slot]>> Irqfds<S> {
             }
             list.queued
         };
-        self.flush_shutdowns(host, ticket);
+        if count > 0 || !planted(Mutation::DeassignOwnOnly) {
+            self.flush_shutdowns(host, ticket);
+        }
         count
     }
 

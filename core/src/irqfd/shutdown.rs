@@ -35,7 +35,7 @@ impl<S: AsRef<[Slot]>> ShutdownWorker<'_, S> {
         let irqfds = self.irqfds;
         irqfds.hangups.take(|index| {
             // Its assigner is not finished: it lists the irqfd without waiting for us, and then it can go.
-            while irqfds.slots()[index].state() == State::Allocated {
+            while irqfds.slots()[index].state() == State::Allocated && !planted(Mutation::HangUpNoWait) {
                 host.relax();
             }
             let index = u32::try_from(index).unwrap_or(NONE);

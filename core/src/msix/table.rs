@@ -137,9 +137,9 @@ impl<S: AsRef<[Entry]> + AsMut<[Entry]>> Msix<S> {
         if access != Access::Done {
             return written;
         }
-        let first = offset / ENTRY_BYTES;
+        let (first, end) = (offset / ENTRY_BYTES, (offset + data.len()).div_ceil(ENTRY_BYTES));
         let (entries, enabled) = (self.entries.as_mut(), self.mode == Mode::Enabled);
-        for (index, entry) in entries.iter_mut().enumerate().skip(first).take(TOUCHED) {
+        for (index, entry) in entries.iter_mut().enumerate().take(end).skip(first) {
             let before = *entry;
             for (at, byte) in (offset..).zip(data).filter(|(at, _)| at / ENTRY_BYTES == index) {
                 entry.set_byte(at % ENTRY_BYTES, *byte);

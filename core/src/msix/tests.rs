@@ -127,6 +127,21 @@ fn the_function_mask() {
 }
 
 #[test]
+fn a_write_is_about_the_vectors_it_touches() {
+    let mut msix = ready::<3>();
+    let _ = msix.write_control(1, &[0xc0]);
+    assert_eq!((msix.signal(1), msix.signal(2)), (Ok(Signal::Pended), Ok(Signal::Pended)));
+    assert!(msix.write_control(1, &[0x80]).due);
+    // Vector 1 is due, but it is vector 0 that is written.
+    let written = msix.write_table(8, &[9]);
+    assert_eq!((written.routes.len(), written.fire.len()), (1, 0));
+    // Eight bytes over the border of two.
+    let written = msix.write_table(12, &[0, 0, 0, 0, 0, 0x20, 0xe0, 0xfe]);
+    assert_eq!((written.routes[0].vector, written.fire[0].vector), (1, 1));
+    assert_eq!(drain(&mut msix), [2]);
+}
+
+#[test]
 fn disabling_drops_and_says_so() {
     let mut msix = ready::<3>();
     let _ = msix.write_control(1, &[0xc0]);

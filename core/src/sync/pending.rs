@@ -9,7 +9,7 @@
 //! beside it (the caller's) says how many signals it stands for.
 
 use super::CachePadded;
-use crate::prim::{AtomicU64, Ordering};
+use crate::prim::{AtomicU64, Mutation, Ordering, planted};
 
 const WORDS: usize = if cfg!(loom) { 1 } else { 64 };
 
@@ -60,7 +60,13 @@ impl PendingSet {
         while summary != 0 {
             let word = summary.trailing_zeros() as usize;
             summary &= summary - 1;
-            let mut bits = self.words[word].swap(0, Ordering::Acquire);
+            let mut bits = if planted(Mutation::PendingTakeInTwo) {
+                let bits = self.words[word].load(Ordering::Acquire);
+                self.words[word].store(0, Ordering::Relaxed);
+                bits
+            } else {
+                self.words[word].swap(0, Ordering::Acquire)
+            };
             while bits != 0 {
                 let bit = bits.trailing_zeros() as usize;
                 bits &= bits - 1;

@@ -24,6 +24,8 @@ pub(super) struct Event {
     pub(super) posted: bool,
     pub(super) watched: Option<SourceId>,
     pub(super) hung_up: bool,
+    /// Bound in the kernel: a write is taken and injected in the writer's own context.
+    in_kernel: bool,
 }
 
 impl Event {
@@ -42,11 +44,30 @@ pub struct Eventfd {
     /// What the device has to tell; written before each signal, read by the guest's handler.
     pub(super) state: ModelU64,
     pub(super) written: AtomicU64,
+    /// What the kernel's own irqfd did with it.
+    pub kernel: KernelIrqfd,
+}
+
+/// The ends that signals met in the kernel.
+#[derive(Debug, Default)]
+pub struct KernelIrqfd {
+    /// Signals taken.
+    pub taken: AtomicU64,
+    /// Interrupts injected.
+    pub injected: AtomicU64,
+    /// The newest device state that an interrupt's handler saw.
+    pub seen: AtomicU64,
 }
 
 impl Eventfd {
     pub(super) fn new(hook: Hook) -> Self {
-        Self { event: Mutex::default(), hook, state: ModelU64::new(0), written: AtomicU64::new(0) }
+        Self {
+            event: Mutex::default(),
+            hook,
+            state: ModelU64::new(0),
+            written: AtomicU64::new(0),
+            kernel: KernelIrqfd::default(),
+        }
     }
 
     pub(super) fn with<R>(&self, f: impl FnOnce(&mut Event) -> R) -> R {
@@ -60,7 +81,30 @@ impl Eventfd {
         self.with(|event| {
             event.counter += 1;
             event.posted |= core::mem::take(&mut event.armed);
+            self.take_in_kernel(event);
         });
+    }
+
+    /// `KVM_IRQFD`: the kernel is the waiter from here on, and takes what is pending.
+    pub fn bind_in_kernel(&self) {
+        self.with(|event| {
+            assert_eq!(event.watched, None, "two exclusive waiters");
+            event.in_kernel = true;
+            self.take_in_kernel(event);
+        });
+    }
+
+    /// `KVM_IRQFD` with `DEASSIGN`: what is signalled from here on stays in the counter.
+    pub fn unbind_from_kernel(&self) {
+        self.with(|event| event.in_kernel = false);
+    }
+
+    fn take_in_kernel(&self, event: &mut Event) {
+        if event.in_kernel && event.counter > 0 {
+            self.kernel.taken.fetch_add(core::mem::take(&mut event.counter), SeqCst);
+            self.kernel.injected.fetch_add(1, SeqCst);
+            self.kernel.seen.fetch_max(self.state.load(SeqCst), SeqCst);
+        }
     }
 
     /// The producer closes its end.

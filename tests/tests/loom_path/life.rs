@@ -38,6 +38,12 @@ fn without_election_there_are_two_owners() {
     check_broken(Mutation::ShutdownNoElection, 3, three_ends);
 }
 
+#[test]
+#[should_panic(expected = "not shut down yet")]
+fn a_deassign_that_waits_for_its_own_alone_returns_early() {
+    check_broken(Mutation::DeassignOwnOnly, 3, three_ends);
+}
+
 /// A poller reports a hang-up while the irqfd is taken away and its slot given to the next one: that one stays.
 fn reported_hang_up() {
     let world = Arc::new(World::<1>::new(Hook::Level));
@@ -85,6 +91,12 @@ fn hang_up_and_assign() {
 #[test]
 fn a_hang_up_waits_for_the_assigner() {
     check(3, hang_up_and_assign);
+}
+
+#[test]
+#[should_panic(expected = "shut down once each")]
+fn a_hang_up_that_does_not_wait_is_forgotten() {
+    check_broken(Mutation::HangUpNoWait, 3, hang_up_and_assign);
 }
 
 /// A pass that has seen the irqfd active, against its deassign: nothing is delivered once that returned.

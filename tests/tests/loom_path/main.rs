@@ -4,6 +4,7 @@
 //! `RUSTFLAGS="--cfg loom" cargo test -p pollvisor-tests --release --test loom_path`
 #![cfg(loom)]
 
+mod handover;
 mod life;
 mod path;
 mod resample;

@@ -98,6 +98,12 @@ fn an_assign_copies_the_new_route() {
     check(3, update_and_assign);
 }
 
+#[test]
+#[should_panic(expected = "an interrupt by a route replaced before")]
+fn an_assign_that_copies_outside_the_lock_keeps_the_old_one() {
+    check_broken(Mutation::AssignCopyUnlocked, 3, update_and_assign);
+}
+
 const OTHER: Gsi = Gsi(2);
 
 /// An update against an irqfd that goes and another one that gets its slot: nothing of the first one's route.

@@ -226,3 +226,9 @@ fn pending() {
 fn pending_set_keeps_everything() {
     check(3, pending);
 }
+
+#[test]
+#[should_panic]
+fn pending_set_taken_in_two_steps_loses_what_is_added_between() {
+    check_broken(Mutation::PendingTakeInTwo, 3, pending);
+}

@@ -173,6 +173,38 @@ fn listed_irqfds_follow_the_routes() {
     assert_eq!(vm.irqfds.event(b), Delivery::Msi(Msi::fixed(0, 0x71)), "not what the slot held before");
 }
 
+/// D1, races 9, 12, 13 and 16: nothing blanks the copy on the way out; it is out of use because the irqfd is inactive.
+#[test]
+fn deactivation_keeps_the_copy_and_stops_its_use() {
+    let vm = Vm::new(1, Irqchip::Kernel);
+    vm.routes(&[msi(1, 0x40)]);
+    let id = vm.assign(1, 1).unwrap();
+    assert!(vm.irqfds.hang_up(&vm, id), "off the list, its shutdown not begun");
+    vm.routes(&[msi(1, 0x41)]);
+    let slot = &vm.irqfds.slots()[0];
+    assert_eq!(slot.route.read(), Ok(pack(Some(Msi::fixed(0, 0x40)))));
+    assert_eq!(vm.irqfds.event(id), Delivery::Defer, "and the worker goes by the new table");
+    vm.signal(1, 1);
+    vm.poll();
+    assert_eq!(vm.shut_down(), 1);
+    assert_eq!((vm.vector(0x40), vm.vector(0x41)), (0, 1));
+    assert_eq!(slot.route.read(), Ok(pack(Some(Msi::fixed(0, 0x40)))), "freed, and still not blanked");
+}
+
+/// Race 15: a message of all zeros differs from no message by its type alone.
+#[test]
+fn a_route_that_changes_its_type_only_is_copied() {
+    let vm = Vm::new(1, Irqchip::Kernel);
+    let id = vm.assign(1, 1).unwrap();
+    let zeros = RawRoute::msi(Gsi(1), Msi::default());
+    for _ in 0..2 {
+        vm.routes(&[zeros]);
+        assert_eq!(vm.irqfds.event(id), Delivery::Msi(Msi::default()));
+        vm.routes(&[]);
+        assert_eq!(vm.irqfds.event(id), Delivery::Defer);
+    }
+}
+
 #[test]
 fn what_was_deferred_is_delivered_before_deassign_returns() {
     let vm = Vm::new(1, Irqchip::Kernel);
