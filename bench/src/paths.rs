@@ -26,10 +26,10 @@ pub struct PathsArgs {
     #[arg(long, value_delimiter = ',', default_values_t = [8, 64, 512], value_name = "N,...")]
     vectors: Vec<usize>,
     /// Interleaved rounds
-    #[arg(long, default_value_t = 31, value_parser = clap::value_parser!(u32).range(1..=1000), value_name = "N")]
+    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..=1000), value_name = "N")]
     rounds: u32,
     /// Signals per measurement
-    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(100..), value_name = "N")]
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(100..), value_name = "N")]
     samples: u32,
     /// Time between signals, in microseconds
     #[arg(long, default_value_t = 50, value_name = "US")]

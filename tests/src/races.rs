@@ -79,7 +79,9 @@ const fn by(argument: &'static str, file: &'static str, item: &'static str) -> C
     Cover::ByConstruction { argument, file, item }
 }
 
-const LIFE: &str = "tests/tests/loom_life.rs";
+const LINES: &str = "tests/tests/loom_life/line.rs";
+const GROUPS: &str = "tests/tests/loom_life/group.rs";
+const CHILDREN: &str = "tests/tests/loom_life/mediated.rs";
 const PATH_LIFE: &str = "tests/tests/loom_path/life.rs";
 const PATH_SIGNALS: &str = "tests/tests/loom_path/path.rs";
 const PATH_RESAMPLE: &str = "tests/tests/loom_path/resample.rs";

@@ -141,9 +141,9 @@ pub fn mutations(root: &Path) -> Vec<String> {
 /// The models' sources, by path.
 fn models(root: &Path) -> Vec<(PathBuf, String)> {
     let tests = root.join("tests/tests");
-    let mut files = vec![tests.join("loom_life.rs")];
-    let path = std::fs::read_dir(tests.join("loom_path")).expect("tests/tests/loom_path");
-    files.extend(path.map(|entry| entry.expect("an entry").path()));
+    let folder = |name: &str| std::fs::read_dir(tests.join(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let entries = folder("loom_life").chain(folder("loom_path"));
+    let mut files: Vec<_> = entries.map(|entry| entry.expect("an entry").path()).collect();
     files.sort();
     files
         .into_iter()

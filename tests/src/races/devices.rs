@@ -77,7 +77,7 @@ pub(super) const RACES: &[Race] = &[
         what: "a close and an ioctl both release one trigger",
         rule: "the slot is cleared under its lock, and whoever cleared it releases",
         covers: &[
-            model(LIFE, "slot_signal_against_release", "slot_signal_against_release_peeked", M::SlotPeeked),
+            model(LINES, "slot_signal_against_release", "slot_signal_against_release_peeked", M::SlotPeeked),
             test(LINE_TESTS, "a_slot_is_cleared_once_and_by_the_right_one"),
         ],
     },
@@ -99,7 +99,7 @@ pub(super) const RACES: &[Race] = &[
         what: "the trigger is removed, an unmask signals it: null",
         rule: "the handler outlives the trigger",
         covers: &[
-            model(LIFE, "slot_signal_against_release", "slot_signal_against_release_peeked", M::SlotPeeked),
+            model(LINES, "slot_signal_against_release", "slot_signal_against_release_peeked", M::SlotPeeked),
             test(INTX_TESTS, "a_missing_trigger_is_no_mistake_and_a_late_one_is_raised"),
         ],
     },
@@ -109,13 +109,13 @@ pub(super) const RACES: &[Race] = &[
         rule: "register it disabled; what a transition owes is done under its lock",
         covers: &[
             model(
-                LIFE,
+                LINES,
                 "intx_interrupt_against_mask",
                 "intx_interrupt_against_mask_owed_unlocked",
                 M::IntxOwedUnlocked,
             ),
             model(
-                LIFE,
+                LINES,
                 "intx_interrupt_against_release",
                 "intx_interrupt_against_release_owed_unlocked",
                 M::IntxOwedUnlocked,
@@ -138,9 +138,9 @@ pub(super) const RACES: &[Race] = &[
         what: "the release clears what a request is signalling: null",
         rule: "a slot is looked at and used in one critical section, the release's too",
         covers: &[
-            model(LIFE, "slot_signal_against_release", "slot_signal_against_release_peeked", M::SlotPeeked),
+            model(LINES, "slot_signal_against_release", "slot_signal_against_release_peeked", M::SlotPeeked),
             model(
-                LIFE,
+                LINES,
                 "intx_interrupt_against_release",
                 "intx_interrupt_against_release_owed_unlocked",
                 M::IntxOwedUnlocked,

@@ -10,13 +10,13 @@ pub(super) const RACES: &[Race] = &[
         rule: "a gate that the sweep closes and drains",
         covers: &[
             model(
-                LIFE,
+                CHILDREN,
                 "mediated_create_against_unregister",
                 "mediated_create_against_unregister_no_drain",
                 M::MediatedNoDrain,
             ),
             model(
-                LIFE,
+                CHILDREN,
                 "mediated_two_creates_against_unregister",
                 "mediated_create_against_unregister_open_gate",
                 M::GateCloseOpen,
@@ -34,7 +34,12 @@ pub(super) const RACES: &[Race] = &[
         what: "the remover that loses re-creates what the winner took down",
         rule: "no rollback: the loser has done nothing yet",
         covers: &[
-            model(LIFE, "mediated_two_removers", "mediated_two_removers_no_election", M::MediatedNoElection),
+            model(
+                CHILDREN,
+                "mediated_two_removers",
+                "mediated_two_removers_no_election",
+                M::MediatedNoElection,
+            ),
             by(
                 "claiming comes before any work, and its failure returns at once",
                 "core/src/mediated/mod.rs",
@@ -54,7 +59,7 @@ pub(super) const RACES: &[Race] = &[
             ),
             test(MEDIATED_TESTS, "half_created_and_half_removed_say_try_again"),
             model(
-                LIFE,
+                CHILDREN,
                 "mediated_failed_creates",
                 "mediated_failed_creates_leak",
                 M::MediatedFailedCreateLeaks,
@@ -67,7 +72,7 @@ pub(super) const RACES: &[Race] = &[
         rule: "it never stops early",
         covers: &[
             model(
-                LIFE,
+                CHILDREN,
                 "mediated_remove_against_unregister",
                 "mediated_remove_against_unregister_sweep_stops",
                 M::MediatedSweepStops,
@@ -95,7 +100,7 @@ pub(super) const RACES: &[Race] = &[
         what: "a call in a container uses a driver that the detach takes away",
         rule: "calls are inside a gate that the detach drains",
         covers: &[model(
-            LIFE,
+            GROUPS,
             "container_call_against_detach",
             "container_call_against_detach_no_drain",
             M::ContainerNoDrain,
@@ -124,7 +129,7 @@ pub(super) const RACES: &[Race] = &[
         what: "UNSET counts down, SET installs, UNSET clears the new one: leak, null",
         rule: "count and pointer change under one lock",
         covers: &[model(
-            LIFE,
+            GROUPS,
             "group_unset_against_set",
             "group_unset_against_set_in_two_steps",
             M::GroupUnsetTwice,
@@ -135,7 +140,7 @@ pub(super) const RACES: &[Race] = &[
         what: "a holder re-opens what is being unregistered, again and again: it never ends",
         rule: "unlist first",
         covers: &[model(
-            LIFE,
+            GROUPS,
             "group_unlist_against_open",
             "group_unlist_against_open_found",
             M::GroupOpenUnlisted,
@@ -175,7 +180,7 @@ pub(super) const RACES: &[Race] = &[
         what: "a close too many counts to -1, and the next open lets a second one in",
         rule: "refuse, do not count down",
         covers: &[model(
-            LIFE,
+            GROUPS,
             "group_close_against_open",
             "group_close_against_open_unchecked",
             M::GroupCloseUnchecked,
@@ -187,7 +192,12 @@ pub(super) const RACES: &[Race] = &[
         rule: "revoke it, do not wait for it",
         covers: &[
             test(GROUP_TESTS, "an_unplugged_device_is_revoked_not_waited_for"),
-            model(LIFE, "group_unlist_against_open", "group_unlist_against_open_found", M::GroupOpenUnlisted),
+            model(
+                GROUPS,
+                "group_unlist_against_open",
+                "group_unlist_against_open_found",
+                M::GroupOpenUnlisted,
+            ),
         ],
     },
     Race {
