@@ -6,7 +6,7 @@
 //! ```
 
 use crate::error::{Error, Result};
-use crate::sys::guest_code::{FAULT_PORT, GATE_SIZE, GATES, RECORD_SIZE, TIMES, image};
+use crate::sys::guest_code::{FAULT_PORT, GATE_SIZE, GATES, NUMBER, RECORD_SIZE, RUNS, RUNS_KEPT, image};
 use crate::sys::kvm::{Exit, VcpuFd};
 use kvm_bindings as kb;
 use pollvisor_core::ids::VcpuId;
@@ -122,11 +122,28 @@ impl Guest {
         self.memory.load(GuestAddress(Self::record(vcpu, vector)), Ordering::Acquire).unwrap_or(0)
     }
 
-    /// The guest's TSC at the handler's run number `run` (from 0), one of the last 8.
+    /// Before signal `number` of a vector is made (the first is 1): tells the handler, which notes what it finds.
+    pub fn announce(&self, vcpu: VcpuId, vector: u8, number: u64) {
+        // Release: the signal that follows is a system call or a store that the guest sees later.
+        let stored =
+            self.memory.store(number, GuestAddress(Self::record(vcpu, vector) + NUMBER), Ordering::Release);
+        debug_assert!(stored.is_ok(), "records are in the guest's memory");
+    }
+
+    /// The number of the last signal announced.
     #[must_use]
-    pub fn handler_time(&self, vcpu: VcpuId, vector: u8, run: u64) -> u64 {
-        let at = Self::record(vcpu, vector) + 8 + run % TIMES * 8;
+    pub fn announced(&self, vcpu: VcpuId, vector: u8) -> u64 {
+        let at = Self::record(vcpu, vector) + NUMBER;
         self.memory.load(GuestAddress(at), Ordering::Relaxed).unwrap_or(0)
+    }
+
+    /// Of the handler's run number `run` (from 0), one of the last [`RUNS_KEPT`]: the guest's TSC at its first
+    /// instruction, and the number of the last signal announced by then.
+    #[must_use]
+    pub fn handler_run(&self, vcpu: VcpuId, vector: u8, run: u64) -> (u64, u64) {
+        let at = Self::record(vcpu, vector) + RUNS + run % RUNS_KEPT * 16;
+        let load = |at| self.memory.load(GuestAddress(at), Ordering::Relaxed).unwrap_or(0);
+        (load(at), load(at + 8))
     }
 }
 

@@ -1,5 +1,6 @@
 //! `pollvisor run`: a guest, signals, and how long each stage took.
 
+mod handlers;
 mod hlog;
 mod live;
 mod place;

@@ -5,7 +5,8 @@
 //!
 //! ```text
 //!   +0   how often its handler ran
-//!   +8   the TSC at its first instruction, for the last 8 runs, by run number modulo 8
+//!   +8   the number of the last signal made, written by the producer before it signals
+//!   +64  for the last 4 runs, by run number modulo 4: the TSC at the first instruction, and the number seen at +8
 //! ```
 //! Each of the 256 gates is 16 bytes apart. RDTSC is the first instruction, before anything is saved: the main loop
 //! keeps nothing in rax, rcx, rdx. The count is stored after the time, so that who sees the count sees the time.
@@ -40,9 +41,12 @@ global_asm!(
     "    or rax, rdx",
     "    shl ecx, 7",
     "    mov rdx, [rbx + rcx]",
-    "    and edx, 7",
-    "    lea rdx, [rcx + rdx * 8]",
-    "    mov [rbx + rdx + 8], rax",
+    "    and edx, 3",
+    "    shl edx, 4",
+    "    add rdx, rcx",
+    "    mov [rbx + rdx + 64], rax",
+    "    mov rax, [rbx + rcx + 8]",
+    "    mov [rbx + rdx + 72], rax",
     "    inc qword ptr [rbx + rcx]",
     "    mov ecx, 0x80b", // x2APIC EOI
     "    xor eax, eax",
@@ -84,8 +88,12 @@ pub const GATES: usize = 64;
 pub const GATE_SIZE: usize = 16;
 /// Bytes per vector in the record page.
 pub const RECORD_SIZE: u64 = 128;
-/// Times kept per vector.
-pub const TIMES: u64 = 8;
+/// Where in a record the producer's number is.
+pub const NUMBER: u64 = 8;
+/// Where in a record the runs are: a time and a number each.
+pub const RUNS: u64 = 64;
+/// Runs kept per vector.
+pub const RUNS_KEPT: u64 = 4;
 /// The I/O port on which an exception is told.
 pub const FAULT_PORT: u16 = 0xf4;
 

@@ -1,0 +1,121 @@
+//! Matches the guest's handler runs with the signals that caused them, exactly: a handler notes the number of the last
+//! signal announced, so a run answers every signal up to that number that no run before it did, and its latency is
+//! that of the oldest of them.
+
+use crate::guest::Guest;
+use crate::record::{Figures, Stage};
+use crate::session::Session;
+use crate::sys::guest_code::RUNS_KEPT;
+use std::time::{Duration, Instant};
+
+/// Signals whose times are kept per vector.
+const KEPT: usize = 64;
+
+/// What is known of one vector's handler.
+#[derive(Debug)]
+pub(super) struct Watched {
+    /// Runs since this watch began.
+    pub runs: u64,
+    /// Runs seen so far, from the guest's start.
+    seen: u64,
+    /// Signals announced, and answered, from the guest's start.
+    announced: u64,
+    answered: u64,
+    /// When signal n was announced and made, at n modulo `KEPT`.
+    times: [(u64, u64); KEPT],
+}
+
+/// See the module's text.
+#[derive(Debug)]
+pub(super) struct Handlers<'a> {
+    session: &'a Session,
+    guest: Option<&'a Guest>,
+    pub vectors: Vec<Watched>,
+}
+
+fn place(number: u64) -> usize {
+    usize::try_from(number % KEPT as u64).unwrap_or(0)
+}
+
+impl<'a> Handlers<'a> {
+    pub fn new(session: &'a Session) -> Self {
+        let guest = session.guest();
+        let watch = |vector| {
+            let (vcpu, idt) = session.target(vector);
+            let (seen, announced) = guest.map_or((0, 0), |g| (g.handled(vcpu, idt), g.announced(vcpu, idt)));
+            Watched { runs: 0, seen, announced, answered: announced, times: [(0, 0); KEPT] }
+        };
+        Self { session, guest, vectors: (0..session.vectors()).map(watch).collect() }
+    }
+
+    /// Before a signal is made.
+    pub fn announce(&mut self, vector: usize) {
+        let Some(guest) = self.guest else { return };
+        let (vcpu, idt) = self.session.target(vector);
+        let watched = &mut self.vectors[vector];
+        watched.announced += 1;
+        watched.times[place(watched.announced)].0 = self.session.clock().now();
+        guest.announce(vcpu, idt, watched.announced);
+    }
+
+    /// After it was made.
+    pub fn signalled(&mut self, vector: usize, made: u64) {
+        let watched = &mut self.vectors[vector];
+        watched.times[place(watched.announced)].1 = made;
+    }
+
+    /// Records the runs that are new.
+    pub fn look(&mut self, vector: usize, figures: &mut Figures) {
+        let Some(guest) = self.guest else { return };
+        let (vcpu, idt) = self.session.target(vector);
+        let handled = guest.handled(vcpu, idt);
+        let watched = &mut self.vectors[vector];
+        watched.runs += handled - watched.seen;
+        // The slot of the run after the last may be being written.
+        let known = watched.seen.max((handled + 1).saturating_sub(RUNS_KEPT));
+        figures.unstamped += known - watched.seen;
+        for run in known..handled {
+            let (time, number) = guest.handler_run(vcpu, idt, run);
+            let oldest = watched.answered + 1;
+            if number < oldest {
+                // Its signal was answered by the run before, which saw it announced already.
+                continue;
+            }
+            let ran = time.wrapping_sub(self.session.tsc_offset());
+            let (announced, made) = watched.times[place(oldest)];
+            if (announced..made).contains(&ran) {
+                // A second interrupt of an older signal, just in time to see this one announced: its own is to come.
+                continue;
+            }
+            watched.answered = number;
+            if watched.announced - oldest >= KEPT as u64 {
+                figures.unstamped += 1;
+            } else if ran < made {
+                figures.negative += 1;
+            } else {
+                figures.record(vector, Stage::SignalToHandler, self.session.clock().ns(ran - made));
+            }
+        }
+        watched.seen = handled;
+    }
+
+    /// Waits for the last handlers, up to a tenth of a second since anything moved.
+    pub fn finish(&mut self, figures: &mut Figures) {
+        if self.guest.is_none() {
+            return;
+        }
+        let mut moved = Instant::now();
+        while self.vectors.iter().any(|v| v.answered < v.announced)
+            && moved.elapsed() < Duration::from_millis(100)
+        {
+            for vector in 0..self.vectors.len() {
+                let before = self.vectors[vector].seen;
+                self.look(vector, figures);
+                if self.vectors[vector].seen != before {
+                    moved = Instant::now();
+                }
+            }
+            std::thread::sleep(Duration::from_micros(100));
+        }
+    }
+}
