@@ -1,9 +1,10 @@
 //! `paths`: signal → accepted by the in-kernel LAPIC, by every path, at several numbers of vectors.
 //!
-//! One round is: for every number of vectors and every path, a VM of its own, a warm-up, and signals at a fixed pace
-//! to the vectors in turn. A ratio is made within a round, so the machine's moods cancel; what is printed is the median
-//! of the rounds. Acceptance is checked, not assumed: at the end of each measurement the LAPICs' request registers are
-//! read back, and the ledger has to add up.
+//! Every path has a VM of its own for the whole run. A round is: for every number of vectors and every path in turn,
+//! its poller is woken, a warm-up, signals at a fixed pace to the vectors in turn, its poller is parked. A round takes
+//! about a tenth of a second and a ratio is made within it, so the machine's moods cancel; what is printed is the
+//! median over the rounds. Acceptance is checked, not assumed: every ledger has to add up, and at the end the LAPICs'
+//! request registers are read back.
 
 use crate::stats::{median, median_ci95};
 use comfy_table::{CellAlignment, Table, presets};
@@ -26,10 +27,10 @@ pub struct PathsArgs {
     #[arg(long, value_delimiter = ',', default_values_t = [8, 64, 512], value_name = "N,...")]
     vectors: Vec<usize>,
     /// Interleaved rounds
-    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..=1000), value_name = "N")]
+    #[arg(long, default_value_t = 101, value_parser = clap::value_parser!(u32).range(1..=1000), value_name = "N")]
     rounds: u32,
-    /// Signals per measurement
-    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(100..), value_name = "N")]
+    /// Signals per path and round, and as many before to warm up
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(10..=100_000), value_name = "N")]
     samples: u32,
     /// Time between signals, in microseconds
     #[arg(long, default_value_t = 50, value_name = "US")]
@@ -75,8 +76,16 @@ impl Path {
     }
 }
 
-/// One measurement.
-struct Sample {
+/// One path at one number of vectors, kept for the whole run; its poller is parked while others are measured.
+struct Contender {
+    path: Path,
+    vectors: usize,
+    session: Session,
+    signaller: Signaller,
+    next: usize,
+    spare: Box<Figures>,
+    /// The median of each round, in nanoseconds.
+    p50s: Vec<f64>,
     accepted: Histogram<u64>,
     producer: Histogram<u64>,
 }
@@ -125,14 +134,17 @@ pub fn run(args: &PathsArgs) -> Result<()> {
         return Err(Error::new("this needs two CPUs: one for the producer, one for the poller"));
     };
     Placement { cpu: Some(producer), fifo: Some(false) }.apply("the producer")?;
-    let mut samples: Vec<(Path, usize, Vec<Sample>)> = Vec::new();
+    let mut all = Vec::new();
     for vectors in &args.vectors {
-        samples.extend(Path::ALL.map(|path| (path, *vectors, Vec::new())));
+        for path in Path::ALL {
+            let made = Contender::new(args, path, *vectors, poller, clock);
+            all.push(made.map_err(|e| e.context(format!("{} at {vectors} vectors", path.key())))?);
+        }
     }
     for round in 1..=args.rounds {
-        for (path, vectors, list) in &mut samples {
-            let sample = measure(args, *path, *vectors, poller, clock);
-            list.push(sample.map_err(|e| e.context(format!("{} at {vectors} vectors", path.key())))?);
+        for one in &mut all {
+            let measured = one.measure(args, clock);
+            measured.map_err(|e| e.context(format!("{} at {} vectors", one.path.key(), one.vectors)))?;
         }
         if !args.json {
             eprint!("\rround {round} of {}", args.rounds);
@@ -141,13 +153,18 @@ pub fn run(args: &PathsArgs) -> Result<()> {
     if !args.json {
         eprint!("\r{:30}\r", "");
     }
-    let paths: Vec<Row> =
-        samples.iter().map(|(path, vectors, list)| row(*path, *vectors, list, &samples)).collect();
+    for one in &all {
+        one.check()?;
+    }
+    let paths: Vec<Row> = all.iter().map(|one| row(one, &all)).collect();
     let mut machine = Machine::this(clock);
     (machine.delivery, machine.source, machine.idle) =
         ("every path".into(), "every source".into(), "none".into());
     machine.pinned = true;
-    let goals = goals(&samples, &paths);
+    let goals = goals(&all, &paths);
+    for one in all {
+        one.finish()?;
+    }
     let output = Output { paths, goals, timestamp_ns: timestamp_cost(clock), machine };
     if args.json {
         let json =
@@ -159,130 +176,172 @@ pub fn run(args: &PathsArgs) -> Result<()> {
     Ok(())
 }
 
-fn measure(args: &PathsArgs, path: Path, vectors: usize, cpu: usize, clock: Clock) -> Result<Sample> {
-    let (signals, delivery) = path.set_up(args.per_context);
-    let config = SessionConfig {
-        vectors,
-        signals,
-        delivery,
-        running: false,
-        idle: Idle::Halt,
-        vcpus: None,
-        vcpu_placement: Vec::new(),
-        poller_placement: Placement { cpu: Some(cpu), fifo: None },
-        halt_poll_ns: None,
-        each_vector: false,
-    };
-    let (session, mut signaller) = Session::start(&config, clock)?;
-    if let Some(lost) = session.warnings().iter().find(|warning| warning.contains("instead of AIO")) {
-        return Err(Error::new(lost.clone()));
+fn histogram() -> Result<Histogram<u64>> {
+    Histogram::new_with_bounds(1, 10_000_000_000, 3).map_err(|e| Error::new(e.to_string()))
+}
+
+impl Contender {
+    fn new(args: &PathsArgs, path: Path, vectors: usize, cpu: usize, clock: Clock) -> Result<Self> {
+        let (signals, delivery) = path.set_up(args.per_context);
+        let config = SessionConfig {
+            vectors,
+            signals,
+            delivery,
+            running: false,
+            idle: Idle::Halt,
+            vcpus: None,
+            vcpu_placement: Vec::new(),
+            poller_placement: Placement { cpu: Some(cpu), fifo: None },
+            halt_poll_ns: None,
+            each_vector: false,
+        };
+        let (session, signaller) = Session::start(&config, clock)?;
+        if let Some(lost) = session.warnings().iter().find(|warning| warning.contains("instead of AIO")) {
+            return Err(Error::new(lost.clone()));
+        }
+        let spare = session.empty_figures();
+        let (accepted, producer) = (histogram()?, histogram()?);
+        let mut made =
+            Self { path, vectors, session, signaller, next: 0, spare, p50s: Vec::new(), accepted, producer };
+        // Every vector once, so that nothing is measured for its first time.
+        for _ in 0..vectors {
+            made.warm_up(args, clock);
+        }
+        made.settle(vectors as u64)?;
+        made.park();
+        Ok(made)
     }
-    let histogram =
-        || Histogram::new_with_bounds(1, 10_000_000_000, 3).map_err(|e| Error::new(e.to_string()));
-    let (mut accepted, mut producer) = (histogram()?, histogram()?);
-    let mut sent = 0u64;
-    let mut signal = |signaller: &mut Signaller, count: u32, record: bool| {
-        for _ in 0..count {
-            let vector = usize::try_from(sent % vectors as u64).unwrap_or(0);
-            let (made, done) = signaller.signal(vector);
+
+    fn park(&self) {
+        self.session.poller().inspect(|poller| poller.park());
+    }
+
+    fn unpark(&self) {
+        self.session.poller().inspect(|poller| poller.unpark());
+    }
+
+    fn finish(self) -> Result<()> {
+        self.unpark();
+        self.session.stop().map(drop)
+    }
+
+    fn step(&mut self) -> usize {
+        let vector = self.next;
+        self.next = if vector + 1 == self.vectors { 0 } else { vector + 1 };
+        vector
+    }
+
+    fn warm_up(&mut self, args: &PathsArgs, clock: Clock) {
+        let began = clock.now();
+        let vector = self.step();
+        self.signaller.warm_up(vector);
+        pace(args, clock, began);
+    }
+
+    /// One round's turn.
+    fn measure(&mut self, args: &PathsArgs, clock: Clock) -> Result<()> {
+        self.unpark();
+        for _ in 0..args.samples {
+            self.warm_up(args, clock);
+        }
+        let mut accepted = histogram()?;
+        for _ in 0..args.samples {
+            let vector = self.step();
+            let (made, done) = self.signaller.signal(vector);
             let paid = clock.now();
-            if record {
-                accepted.saturating_record(clock.ns(done - made));
-                producer.saturating_record(clock.ns(paid - made));
+            accepted.saturating_record(clock.ns(done - made));
+            self.producer.saturating_record(clock.ns(paid - made));
+            pace(args, clock, made);
+        }
+        let measured = self.settle(2 * u64::from(args.samples))?;
+        self.park();
+        let accepted = measured.unwrap_or(accepted);
+        self.p50s.push(nanoseconds(accepted.value_at_quantile(0.5)));
+        self.accepted.add(&accepted).map_err(|e| Error::new(e.to_string()))
+    }
+
+    /// Waits until the poller has dealt with every signal, and takes what it measured; with an in-kernel irqfd the
+    /// producer has measured it.
+    fn settle(&mut self, sent: u64) -> Result<Option<Histogram<u64>>> {
+        if self.session.poller().is_none() {
+            return Ok(None);
+        }
+        let (mut accepted, mut done) = (histogram()?, 0);
+        let began = std::time::Instant::now();
+        while began.elapsed().as_secs() < 5 {
+            let empty = std::mem::replace(&mut self.spare, Box::new(Figures::new(&[], 0, false)));
+            let Some(mut figures) = self.session.take_figures(empty) else {
+                return Err(Error::new("the poller does not answer"));
+            };
+            done += figures.total().signals();
+            if let Some(histogram) = figures.stages.get(Stage::SignalToAccepted) {
+                accepted.add(histogram).map_err(|e| Error::new(e.to_string()))?;
             }
-            sent += 1;
-            let until = made + clock.cycles(std::time::Duration::from_micros(args.pace));
-            while clock.now() < until {
-                std::hint::spin_loop();
+            figures.reset();
+            self.spare = figures;
+            if done >= sent {
+                return Ok(Some(accepted));
             }
         }
-    };
-    // Every vector at least once, so that nothing is measured for its first time.
-    let warm_up = u32::try_from(vectors).unwrap_or(u32::MAX).max(200);
-    signal(&mut signaller, warm_up, false);
-    let mut total = *session.empty_figures();
-    settle(&session, u64::from(warm_up), &mut total)?;
-    total.reset();
-    signal(&mut signaller, args.samples, true);
-    settle(&session, u64::from(args.samples), &mut total)?;
-    for vector in 0..vectors {
-        if !session.is_requested(vector)? {
-            return Err(Error::new(format!("vector {vector} was signalled, and its LAPIC does not have it")));
+        Err(Error::new(format!("{done} of {sent} signals were delivered")))
+    }
+
+    /// Asks the kernel whether the LAPICs have it all.
+    fn check(&self) -> Result<()> {
+        for vector in 0..self.vectors {
+            if !self.session.is_requested(vector)? {
+                let (path, vectors) = (self.path.key(), self.vectors);
+                return Err(Error::new(format!("{path} at {vectors} vectors: no LAPIC has vector {vector}")));
+            }
         }
+        Ok(())
     }
-    if let Some(histogram) = total.stages.get(Stage::SignalToAccepted) {
-        accepted.reset();
-        accepted.add(histogram).map_err(|e| Error::new(e.to_string()))?;
-    }
-    session.stop()?;
-    Ok(Sample { accepted, producer })
 }
 
-/// Waits until the poller has dealt with every signal; with an in-kernel irqfd that is at once.
-fn settle(session: &Session, sent: u64, total: &mut Figures) -> Result<()> {
-    if session.poller().is_none() {
-        return Ok(());
+/// Spins until it is time for the next signal.
+fn pace(args: &PathsArgs, clock: Clock, began: u64) {
+    let until = began + clock.cycles(std::time::Duration::from_micros(args.pace));
+    while clock.now() < until {
+        std::hint::spin_loop();
     }
-    let began = std::time::Instant::now();
-    while began.elapsed().as_secs() < 5 {
-        if let Some(figures) = session.take_figures(session.empty_figures()) {
-            total.add(&figures);
-        }
-        if total.total().signals() >= sent {
-            return Ok(());
-        }
-    }
-    Err(Error::new(format!("{} of {sent} signals were delivered", total.total().signals())))
 }
 
-fn p50s(samples: &[Sample]) -> Vec<f64> {
-    #[allow(clippy::cast_precision_loss, reason = "nanoseconds")]
-    samples.iter().map(|sample| sample.accepted.value_at_quantile(0.5) as f64).collect()
+#[allow(clippy::cast_precision_loss, reason = "nanoseconds")]
+fn nanoseconds(ns: u64) -> f64 {
+    ns as f64
 }
 
-type All = [(Path, usize, Vec<Sample>)];
-
-fn of(all: &All, path: Path, vectors: usize) -> &[Sample] {
-    all.iter().find(|(p, v, _)| (*p, *v) == (path, vectors)).map_or(&[], |(_, _, list)| list)
+fn of(all: &[Contender], path: Path, vectors: usize) -> &[f64] {
+    all.iter().find(|one| (one.path, one.vectors) == (path, vectors)).map_or(&[], |one| &one.p50s)
 }
 
 /// The ratios of two measurements, round by round.
-fn ratios(over: &[Sample], under: &[Sample]) -> Vec<f64> {
-    p50s(over).iter().zip(p50s(under)).map(|(over, under)| over / under.max(1.0)).collect()
+fn ratios(over: &[f64], under: &[f64]) -> Vec<f64> {
+    over.iter().zip(under).map(|(over, under)| over / under.max(1.0)).collect()
 }
 
-#[allow(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    clippy::cast_precision_loss,
-    reason = "nanoseconds"
-)]
-fn row(path: Path, vectors: usize, list: &[Sample], all: &All) -> Row {
-    let at = |pick: fn(&Sample) -> &Histogram<u64>, quantile: f64| {
-        let each: Vec<f64> = list.iter().map(|s| pick(s).value_at_quantile(quantile) as f64).collect();
-        median(&each) as u64
-    };
-    let ratios = ratios(list, of(all, Path::Irqfd, vectors));
+fn row(one: &Contender, all: &[Contender]) -> Row {
+    let ratios = ratios(&one.p50s, of(all, Path::Irqfd, one.vectors));
     Row {
-        path: path.key(),
-        vectors,
-        rounds: u32::try_from(list.len()).unwrap_or(u32::MAX),
-        count: list.iter().map(|sample| sample.accepted.len()).sum(),
-        p50_ns: at(|s| &s.accepted, 0.5),
-        p99_ns: at(|s| &s.accepted, 0.99),
-        p999_ns: at(|s| &s.accepted, 0.999),
-        producer_p50_ns: at(|s| &s.producer, 0.5),
+        path: one.path.key(),
+        vectors: one.vectors,
+        rounds: u32::try_from(one.p50s.len()).unwrap_or(u32::MAX),
+        count: one.accepted.len(),
+        p50_ns: one.accepted.value_at_quantile(0.5),
+        p99_ns: one.accepted.value_at_quantile(0.99),
+        p999_ns: one.accepted.value_at_quantile(0.999),
+        producer_p50_ns: one.producer.value_at_quantile(0.5),
         ratio_to_irqfd: median(&ratios),
         ratio_ci95: median_ci95(&ratios),
     }
 }
 
-fn goals(all: &All, rows: &[Row]) -> Vec<Goal> {
+fn goals(all: &[Contender], rows: &[Row]) -> Vec<Goal> {
     let mut goals = Vec::new();
     let mut goal = |goal: String, measured: f64, at_most: f64| {
         goals.push(Goal { goal, measured, at_most, met: measured <= at_most });
     };
-    let mut sizes: Vec<usize> = all.iter().map(|(_, vectors, _)| *vectors).collect();
+    let mut sizes: Vec<usize> = all.iter().map(|one| one.vectors).collect();
     sizes.dedup();
     let ratio = |over: (Path, usize), under: (Path, usize)| {
         median(&ratios(of(all, over.0, over.1), of(all, under.0, under.1)))

@@ -6,6 +6,7 @@ use crate::pin::Placement;
 use crate::record::{Exchange, Figures, Recorder};
 use crate::source::{Lane, Port};
 use crate::sys::{fd::EventFd, sched};
+use pollvisor_core::irqfd::Slot;
 use pollvisor_core::poll::Poller;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -15,7 +16,10 @@ use std::thread::JoinHandle;
 /// What others may know of a running poller.
 #[derive(Debug, Default)]
 pub struct Vital {
-    stop: AtomicBool,
+    /// What it is to do: [`RUN`], [`PARK`] or [`STOP`].
+    wish: AtomicU32,
+    /// Whether it is parked.
+    parked: AtomicBool,
     /// Passes made; a measure of how quick an idle look is.
     passes: AtomicU64,
     /// The kernel's number of the thread, for whoever wants to watch its system calls.
@@ -31,6 +35,10 @@ pub struct PollerThread {
     exchange: Arc<Exchange>,
     lacking: Vec<String>,
 }
+
+const RUN: u32 = 0;
+const PARK: u32 = 1;
+const STOP: u32 = 2;
 
 /// Idle passes between two notes of how many there were.
 const NOTE_EVERY: u64 = 1024;
@@ -109,6 +117,33 @@ impl PollerThread {
         self.vital.thread.load(Ordering::Acquire)
     }
 
+    /// Lets a poller that spins give its CPU away, until [`unpark`](Self::unpark). Its sources keep their signals; control
+    /// calls that need it wait. One that blocks anyway stays as it is.
+    pub fn park(&self) {
+        if self.port.wake().is_none() {
+            self.vital.wish.store(PARK, Ordering::Release);
+            self.wait_parked(true);
+        }
+    }
+
+    /// Ends [`park`](Self::park); it polls again when this returns.
+    pub fn unpark(&self) {
+        self.vital.wish.store(RUN, Ordering::Release);
+        if let Some(thread) = &self.thread {
+            thread.thread().unpark();
+        }
+        self.wait_parked(false);
+    }
+
+    fn wait_parked(&self, parked: bool) {
+        // Acquire: pairs with the Release in `park_here`.
+        while self.vital.parked.load(Ordering::Acquire) != parked
+            && self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
+        {
+            std::thread::yield_now();
+        }
+    }
+
     /// Stops it and takes what it measured since it was last asked. Its sources are watched no more.
     ///
     /// # Errors
@@ -118,9 +153,10 @@ impl PollerThread {
     }
 
     fn halt(&mut self) -> Option<Result<Figures>> {
-        self.vital.stop.store(true, Ordering::Release);
+        self.vital.wish.store(STOP, Ordering::Release);
         self.port.wake().inspect(|wake| wake.signal(1));
         let thread = self.thread.take()?;
+        thread.thread().unpark();
         Some(thread.join().unwrap_or_else(|_| Err(Error::new("a poller panicked"))))
     }
 }
@@ -131,7 +167,7 @@ impl Drop for PollerThread {
     }
 }
 
-fn seat(interrupts: &Interrupts) -> Result<Poller<'_, Box<[pollvisor_core::irqfd::Slot]>>> {
+fn seat(interrupts: &Interrupts) -> Result<Poller<'_, Box<[Slot]>>> {
     Poller::new(interrupts.irqfds()).ok_or_else(|| Error::new("too many pollers and workers on one VM"))
 }
 
@@ -140,7 +176,12 @@ fn seat(interrupts: &Interrupts) -> Result<Poller<'_, Box<[pollvisor_core::irqfd
 fn polling(interrupts: &Interrupts, lane: &mut Lane, recorder: &mut Recorder, vital: &Vital) -> Result<()> {
     let mut poller = seat(interrupts)?;
     let mut passes = 0u64;
-    while !vital.stop.load(Ordering::Relaxed) {
+    loop {
+        match vital.wish.load(Ordering::Relaxed) {
+            RUN => {}
+            PARK => park_here(&mut poller, vital),
+            _ => return Ok(()),
+        }
         lane.obey();
         poller.pass(lane, interrupts.inject(), recorder);
         recorder.turn();
@@ -149,13 +190,25 @@ fn polling(interrupts: &Interrupts, lane: &mut Lane, recorder: &mut Recorder, vi
             vital.passes.store(passes, Ordering::Relaxed);
         }
     }
-    Ok(())
+}
+
+/// Sleeps until the wish is another one; offline, so that no control thread waits for it.
+#[cold]
+fn park_here<S: AsRef<[Slot]>>(poller: &mut Poller<'_, S>, vital: &Vital) {
+    poller.pause();
+    // Release: pairs with the Acquire in `wait_parked`.
+    vital.parked.store(true, Ordering::Release);
+    while vital.wish.load(Ordering::Acquire) == PARK {
+        std::thread::park();
+    }
+    poller.resume();
+    vital.parked.store(false, Ordering::Release);
 }
 
 /// The way that sleeps: offline while it does, so that no control thread waits for it.
 fn blocking(interrupts: &Interrupts, lane: &mut Lane, recorder: &mut Recorder, vital: &Vital) -> Result<()> {
     let mut poller = seat(interrupts)?;
-    while !vital.stop.load(Ordering::Relaxed) {
+    while vital.wish.load(Ordering::Relaxed) != STOP {
         poller.pause();
         lane.wait();
         poller.resume();

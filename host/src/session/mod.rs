@@ -104,6 +104,7 @@ impl Session {
     /// What is wrong with the configuration, or cannot be had, and what to do about it.
     pub fn start(config: &SessionConfig, clock: Clock) -> Result<(Self, Signaller)> {
         check(config)?;
+        crate::sys::sched::raise_open_files();
         let vcpu_count = config.vcpus.unwrap_or_else(|| vcpus_for(config.vectors));
         let guest = config.running.then(Guest::new).transpose()?;
         let vm_config =

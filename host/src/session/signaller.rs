@@ -26,6 +26,9 @@ impl Signaller {
         match &mut self.kind {
             Kind::Events { events, port } => {
                 let event = &events[vector];
+                if let Some(port) = port {
+                    port.prepare_stamp(vector);
+                }
                 let now = self.clock.now();
                 if let Some(port) = port {
                     port.stamp(vector, now);
@@ -38,6 +41,19 @@ impl Signaller {
                 producer.ring(vector, now);
                 (now, now)
             }
+        }
+    }
+
+    /// Signals `vector` without a time, so that its latency is not recorded: to warm up.
+    pub fn warm_up(&mut self, vector: usize) {
+        match &mut self.kind {
+            Kind::Events { events, port } => {
+                if let Some(port) = port {
+                    port.stamp(vector, 0);
+                }
+                events[vector].signal(1);
+            }
+            Kind::Bells(producer) => producer.ring(vector, 0),
         }
     }
 

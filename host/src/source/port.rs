@@ -85,6 +85,15 @@ impl Stamps {
         self.noted.store(number + 1, Ordering::Release);
     }
 
+    #[inline]
+    fn prepare(&self) {
+        let number = self.noted.load(Ordering::Relaxed);
+        // The place is the oldest one, which `of` does not trust any more.
+        self.times[place(number)].store(0, Ordering::Relaxed);
+        // SeqCst, with no partner: it is there to wait until the store has its line.
+        fence(Ordering::SeqCst);
+    }
+
     /// The time of signal `first`, of which and its followers `signals` were drained: 0 when it is overwritten, or about
     /// to be. `None`: fewer were noted than were drained, so the numbers do not match.
     #[inline]
@@ -216,6 +225,13 @@ impl Port {
     #[inline]
     pub fn stamp(&self, slot: usize, now: u64) {
         self.stamps[slot].note(now);
+    }
+
+    /// Before the time of a signal is taken: gets the line that [`stamp`](Self::stamp) writes, which the poller read last.
+    /// Else the signal's first atomic instruction would wait for it, and a measurement would measure itself.
+    #[inline]
+    pub fn prepare_stamp(&self, slot: usize) {
+        self.stamps[slot].prepare();
     }
 
     /// Where the stamps of a source that is hooked now begin.

@@ -54,6 +54,18 @@ fn memlock_limit() -> Option<u64> {
     (limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
 }
 
+/// Lets this process have as many descriptors as it may: the usual soft limit of 1024 is less than a guest's vectors.
+pub fn raise_open_files() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: reads and writes one struct; a refusal leaves the limit, and what runs into it says so.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
+        }
+    }
+}
+
 /// Sets the calling thread's timer slack, so that its sleeps end when they should.
 pub fn timer_slack(nanoseconds: u64) {
     // SAFETY: no pointers; a refusal leaves the default, which is only less exact.
