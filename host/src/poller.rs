@@ -63,6 +63,8 @@ impl PollerThread {
         let (its_vital, interrupts, who) = (vital.clone(), interrupts.clone(), name.to_string());
         let body = move || -> Result<Figures> {
             let vital = its_vital;
+            // Before anybody can ask for it.
+            vital.thread.store(sched::thread_id(), Ordering::Release);
             let placed = placement.apply(&who);
             let failed = placed.as_ref().err().cloned();
             // The receiver waits for exactly this.
@@ -70,7 +72,6 @@ impl PollerThread {
             if let Some(error) = failed {
                 return Err(error);
             }
-            vital.thread.store(sched::thread_id(), Ordering::Release);
             if lane.is_blocking() {
                 blocking(&interrupts, &mut lane, &mut recorder, &vital)?;
             } else {

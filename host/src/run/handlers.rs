@@ -21,8 +21,10 @@ pub(super) struct Watched {
     /// Signals announced, and answered, from the guest's start.
     announced: u64,
     answered: u64,
-    /// When signal n was announced and made, at n modulo `KEPT`.
-    times: [(u64, u64); KEPT],
+    /// Whether a run began before the signal it seemed to answer.
+    early: bool,
+    /// When signal n was made, at n modulo `KEPT`.
+    times: [u64; KEPT],
 }
 
 /// See the module's text.
@@ -43,7 +45,7 @@ impl<'a> Handlers<'a> {
         let watch = |vector| {
             let (vcpu, idt) = session.target(vector);
             let (seen, announced) = guest.map_or((0, 0), |g| (g.handled(vcpu, idt), g.announced(vcpu, idt)));
-            Watched { runs: 0, seen, announced, answered: announced, times: [(0, 0); KEPT] }
+            Watched { runs: 0, seen, announced, answered: announced, early: false, times: [0; KEPT] }
         };
         Self { session, guest, vectors: (0..session.vectors()).map(watch).collect() }
     }
@@ -54,14 +56,13 @@ impl<'a> Handlers<'a> {
         let (vcpu, idt) = self.session.target(vector);
         let watched = &mut self.vectors[vector];
         watched.announced += 1;
-        watched.times[place(watched.announced)].0 = self.session.clock().now();
         guest.announce(vcpu, idt, watched.announced);
     }
 
     /// After it was made.
     pub fn signalled(&mut self, vector: usize, made: u64) {
         let watched = &mut self.vectors[vector];
-        watched.times[place(watched.announced)].1 = made;
+        watched.times[place(watched.announced)] = made;
     }
 
     /// Records the runs that are new.
@@ -82,16 +83,16 @@ impl<'a> Handlers<'a> {
                 continue;
             }
             let ran = time.wrapping_sub(self.session.tsc_offset());
-            let (announced, made) = watched.times[place(oldest)];
-            if (announced..made).contains(&ran) {
-                // A second interrupt of an older signal, just in time to see this one announced: its own is to come.
+            let made = watched.times[place(oldest)];
+            if ran < made {
+                // The run of an older signal that was answered already; it began before this one was made, and read the
+                // number after that was announced. Its own is to come: if it does not, the clocks disagree.
+                watched.early = true;
                 continue;
             }
-            watched.answered = number;
+            (watched.answered, watched.early) = (number, false);
             if watched.announced - oldest >= KEPT as u64 {
                 figures.unstamped += 1;
-            } else if ran < made {
-                figures.negative += 1;
             } else {
                 figures.record(vector, Stage::SignalToHandler, self.session.clock().ns(ran - made));
             }
@@ -117,5 +118,7 @@ impl<'a> Handlers<'a> {
             }
             std::thread::sleep(Duration::from_micros(100));
         }
+        let never = self.vectors.iter().filter(|v| v.early && v.answered < v.announced).count();
+        figures.negative += never as u64;
     }
 }
