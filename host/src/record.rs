@@ -17,7 +17,7 @@ use pollvisor_core::source::{Drained, Fired};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// The longest latency that is recorded, in nanoseconds; a longer one counts as this and in `overlong`.
+/// The longest latency that is recorded, in nanoseconds; a longer one counts as this.
 pub const LONGEST_NS: u64 = 60_000_000_000;
 
 /// A stretch of an interrupt's way.

@@ -87,7 +87,7 @@ pub struct Session {
     stages: Vec<Stage>,
     each_vector: bool,
     warnings: Vec<String>,
-    /// What is to be added to a guest's time to make it the host's.
+    /// What is to be taken off a guest's time to make it the host's.
     tsc_offset: u64,
 }
 
@@ -349,10 +349,10 @@ impl Session {
         Ok(())
     }
 
-    /// The first of a vCPU's mistakes, if one ended by itself.
+    /// Takes everything down in order: sources, poller, workers, vCPUs. What the poller measured since it was last asked.
     ///
     /// # Errors
-    /// That mistake.
+    /// The mistake of a vCPU or poller that ended by itself.
     pub fn stop(mut self) -> Result<Option<Figures>> {
         for (event, gsi) in self.bound.drain(..) {
             self.vm.fd().irqfd(
