@@ -7,6 +7,7 @@ pub mod error;
 pub mod guest;
 pub mod interrupts;
 pub mod machine;
+pub mod pci;
 pub mod pin;
 pub mod poller;
 pub mod record;
