@@ -1,6 +1,7 @@
 //! The host side of pollvisor: raw system calls, the kernel's objects, the threads of the interrupt path.
 #![deny(unsafe_code)]
 
+pub mod bus;
 pub mod cli;
 pub mod clock;
 pub mod error;

@@ -1,14 +1,23 @@
 //! A virtual CPU's thread.
 
 use crate::error::{Error, Result};
-use crate::guest::on_exit;
 use crate::pin::Placement;
-use crate::sys::kvm::VcpuFd;
+use crate::sys::kvm::{Exit, VcpuFd};
 use crate::sys::sched;
+use pollvisor_core::ids::VcpuId;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
+
+/// What is done with a vCPU's exits.
+pub trait Exits: Send + Sync {
+    /// Carries one out, on the vCPU's thread.
+    ///
+    /// # Errors
+    /// What ends the vCPU.
+    fn exit(&self, vcpu: VcpuId, exit: &mut Exit<'_>) -> Result<()>;
+}
 
 /// A running vCPU. Dropping it stops it.
 #[derive(Debug)]
@@ -19,11 +28,11 @@ pub struct VcpuThread {
 }
 
 impl VcpuThread {
-    /// Runs `vcpu` on a thread of its own, placed as asked.
+    /// Runs `vcpu` on a thread of its own, placed as asked; an error of `exits` ends it.
     ///
     /// # Errors
     /// When it cannot be placed.
-    pub fn start(mut vcpu: VcpuFd, placement: Placement) -> Result<Self> {
+    pub fn start(mut vcpu: VcpuFd, placement: Placement, exits: Arc<dyn Exits>) -> Result<Self> {
         sched::handle_kicks();
         let stop = Arc::new(AtomicBool::new(false));
         let (ready, started) = mpsc::sync_channel(1);
@@ -37,8 +46,8 @@ impl VcpuThread {
                 return Err(error);
             }
             while !its_stop.load(Ordering::Acquire) {
-                let exit = vcpu.run()?;
-                on_exit(vcpu.id(), exit)?;
+                let id = vcpu.id();
+                exits.exit(id, &mut vcpu.run()?)?;
             }
             Ok(())
         };

@@ -10,7 +10,7 @@ use signaller::Kind;
 
 use crate::clock::Clock;
 use crate::error::{Error, Result};
-use crate::guest::{FIRST_VECTOR, Guest, MAX_VCPUS, VECTORS_PER_VCPU};
+use crate::guest::{Bare, FIRST_VECTOR, Guest, MAX_VCPUS, Role, VECTORS_PER_VCPU};
 use crate::interrupts::{Interrupts, Running, Source};
 use crate::pin::Placement;
 use crate::poller::PollerThread;
@@ -142,7 +142,7 @@ impl Session {
                 self.vcpus.push(vcpu);
                 continue;
             };
-            guest.prepare(&vcpu, config.idle == Idle::Spin)?;
+            guest.prepare(&vcpu, if config.idle == Idle::Spin { Role::Spin } else { Role::Halt })?;
             // The guest's clock is to be the host's; where it cannot be set, it is converted.
             let set = vcpu.set_tsc_offset(0);
             self.tsc_offset = vcpu.tsc_offset().unwrap_or(0);
@@ -151,7 +151,8 @@ impl Session {
                     .push(format!("the guest's TSC offset cannot be set ({error}); it is converted"));
             }
             let placement = config.vcpu_placement.get(id.0 as usize).copied();
-            let thread = VcpuThread::start(vcpu, placement.unwrap_or(Placement { cpu: None, fifo: None }))?;
+            let placement = placement.unwrap_or(Placement { cpu: None, fifo: None });
+            let thread = VcpuThread::start(vcpu, placement, Arc::new(Bare))?;
             self.warnings.extend_from_slice(thread.lacking());
             self.threads.push(thread);
         }

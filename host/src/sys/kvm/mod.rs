@@ -5,13 +5,15 @@ mod vcpu;
 pub use vcpu::{Exit, VcpuFd};
 
 use super::ioctl::{self as io, Ioctl};
+use super::mem::Mapping;
 use crate::error::{Error, Result};
 use kvm_bindings as kb;
 use pollvisor_core::ids::{Gsi, VcpuId};
 use pollvisor_core::route::{Msi, RawRoute};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 /// `/dev/kvm`.
@@ -71,7 +73,12 @@ impl Kvm {
         let run_size = io::value(self.0.as_fd(), &io::KVM_GET_VCPU_MMAP_SIZE, 0)?;
         // SAFETY: just made, and nobody else has it.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        Ok(VmFd { fd, run_size: usize::try_from(run_size).unwrap_or(0), memory: None })
+        Ok(VmFd {
+            fd,
+            run_size: usize::try_from(run_size).unwrap_or(0),
+            memory: None,
+            slots: Mutex::default(),
+        })
     }
 
     /// What CPUID this host can show a guest.
@@ -87,12 +94,17 @@ impl Kvm {
     }
 }
 
+/// Memory slots that are used at the most; KVM has at least 509 (`KVM_CAP_NR_MEMSLOTS`).
+const MAX_SLOTS: u32 = 500;
+
 /// A VM. Keeps the guest's memory mapped as long as it lives.
 #[derive(Debug)]
 pub struct VmFd {
     fd: OwnedFd,
     run_size: usize,
     memory: Option<Arc<GuestMemoryMmap>>,
+    /// What else is mapped into the guest, by slot.
+    slots: Mutex<BTreeMap<u32, Arc<Mapping>>>,
 }
 
 impl AsFd for VmFd {
@@ -163,6 +175,45 @@ impl VmFd {
             unsafe { io::read(self.fd.as_fd(), &io::KVM_SET_USER_MEMORY_REGION, &raw const entry)? };
         }
         self.memory = Some(memory);
+        Ok(())
+    }
+
+    /// Maps device memory into the guest at `address`; the slot's number.
+    ///
+    /// # Errors
+    /// EINVAL for what is not whole pages, EEXIST where it overlaps another slot, ENOSPC without a free slot.
+    pub fn add_slot(&self, address: u64, mapping: &Arc<Mapping>) -> Result<u32> {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let first = self.memory.as_ref().map_or(0, |memory| memory.num_regions());
+        let first = u32::try_from(first).unwrap_or(u32::MAX);
+        let free = (first..MAX_SLOTS).find(|slot| !slots.contains_key(slot));
+        let slot = free.ok_or_else(|| Error::new("all memory slots of the VM are taken (ENOSPC)"))?;
+        let entry = kb::kvm_userspace_memory_region {
+            slot,
+            flags: 0,
+            guest_phys_addr: address,
+            memory_size: mapping.length() as u64,
+            userspace_addr: mapping.address() as u64,
+        };
+        // SAFETY: the mapping lives as long as its slot, in `slots`. It is not memory that Rust refers to.
+        let added = unsafe { io::read(self.fd.as_fd(), &io::KVM_SET_USER_MEMORY_REGION, &raw const entry) };
+        added.map_err(|e| e.context(format!("mapping {} bytes at {address:#x}", mapping.length())))?;
+        slots.insert(slot, mapping.clone());
+        Ok(slot)
+    }
+
+    /// Takes a slot of [`add_slot`](Self::add_slot) out of the guest. No vCPU sees it when this returns.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn remove_slot(&self, slot: u32) -> Result<()> {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        if !slots.contains_key(&slot) {
+            return Err(Error::new(format!("memory slot {slot} is not in use")));
+        }
+        let entry = kb::kvm_userspace_memory_region { slot, ..Default::default() };
+        set(self.fd.as_fd(), &io::KVM_SET_USER_MEMORY_REGION, &entry)?;
+        slots.remove(&slot);
         Ok(())
     }
 

@@ -10,17 +10,43 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use vm_memory::GuestMemoryMmap;
 
-/// Why `KVM_RUN` came back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Exit {
+/// Why `KVM_RUN` came back. Data is in the vCPU's page that the kernel shares: what a read is answered with goes there
+/// and reaches the guest with the next run.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Exit<'a> {
     /// A signal, or the request to come back at once.
     Interrupted,
-    /// The guest wrote to an I/O port.
+    /// The guest read an I/O port, so many times (`INS` repeats): `size` bytes each.
+    PortRead {
+        /// The port.
+        port: u16,
+        /// 1, 2 or 4.
+        size: usize,
+        /// The answers.
+        data: &'a mut [u8],
+    },
+    /// The guest wrote to an I/O port, so many times: `size` bytes each.
     PortWrite {
         /// The port.
         port: u16,
-        /// The first byte.
-        value: u8,
+        /// 1, 2 or 4.
+        size: usize,
+        /// What it wrote.
+        data: &'a [u8],
+    },
+    /// The guest read where no memory is.
+    MmioRead {
+        /// The guest-physical address.
+        address: u64,
+        /// The answer, 1 to 8 bytes.
+        data: &'a mut [u8],
+    },
+    /// The guest wrote where no memory is.
+    MmioWrite {
+        /// The guest-physical address.
+        address: u64,
+        /// What it wrote, 1 to 8 bytes.
+        data: &'a [u8],
     },
     /// The guest halted, and the LAPIC is not in the kernel.
     Halted,
@@ -152,7 +178,7 @@ impl VcpuFd {
     ///
     /// # Errors
     /// The kernel's.
-    pub fn run(&mut self) -> Result<Exit> {
+    pub fn run(&mut self) -> Result<Exit<'_>> {
         if let Err(error) = io::value(self.fd.as_fd(), &io::KVM_RUN, 0) {
             return if matches!(error.errno(), Some(libc::EINTR | libc::EAGAIN)) {
                 Ok(Exit::Interrupted)
@@ -160,32 +186,62 @@ impl VcpuFd {
                 Err(error)
             };
         }
-        // SAFETY: the kernel maps a kvm_run here and writes it only within KVM_RUN, which needs `&mut self`. The
-        // union's members are plain numbers, the one read is the one the exit reason names, and `data_offset` is
-        // within the mapping.
-        unsafe {
-            let run = &*self.run.address().cast::<kb::kvm_run>();
-            Ok(match run.exit_reason {
-                kb::KVM_EXIT_IO => {
-                    let io = run.__bindgen_anon_1.io;
-                    let at = usize::try_from(io.data_offset).unwrap_or(usize::MAX);
-                    if u32::from(io.direction) == kb::KVM_EXIT_IO_OUT && at < self.run.length() {
-                        Exit::PortWrite { port: io.port, value: self.run.address().add(at).read() }
-                    } else {
-                        Exit::Other(kb::KVM_EXIT_IO)
-                    }
-                }
-                kb::KVM_EXIT_HLT => Exit::Halted,
-                kb::KVM_EXIT_INTR => Exit::Interrupted,
-                kb::KVM_EXIT_SHUTDOWN => Exit::Shutdown,
-                kb::KVM_EXIT_IOAPIC_EOI => Exit::IoapicEoi { vector: run.__bindgen_anon_1.eoi.vector },
-                kb::KVM_EXIT_FAIL_ENTRY => {
-                    Exit::FailEntry(run.__bindgen_anon_1.fail_entry.hardware_entry_failure_reason)
-                }
-                kb::KVM_EXIT_INTERNAL_ERROR => Exit::InternalError(run.__bindgen_anon_1.internal.suberror),
-                other => Exit::Other(other),
-            })
+        // SAFETY: the kernel maps a kvm_run here and writes it only within KVM_RUN, which needs `&mut self`, as does
+        // whoever holds an exit. The union's members are plain numbers, the one read is the one the exit reason names.
+        let run = unsafe { &mut *self.run.address().cast::<kb::kvm_run>() };
+        match run.exit_reason {
+            kb::KVM_EXIT_IO => self.port_exit(),
+            kb::KVM_EXIT_MMIO => {
+                // SAFETY: as above.
+                let mmio = unsafe { &mut run.__bindgen_anon_1.mmio };
+                let address = mmio.phys_addr;
+                let length = usize::try_from(mmio.len).unwrap_or(0).min(mmio.data.len());
+                let data = &mut mmio.data[..length];
+                Ok(if mmio.is_write != 0 {
+                    Exit::MmioWrite { address, data }
+                } else {
+                    Exit::MmioRead { address, data }
+                })
+            }
+            kb::KVM_EXIT_HLT => Ok(Exit::Halted),
+            kb::KVM_EXIT_INTR => Ok(Exit::Interrupted),
+            kb::KVM_EXIT_SHUTDOWN => Ok(Exit::Shutdown),
+            kb::KVM_EXIT_IOAPIC_EOI => {
+                // SAFETY: as above.
+                let vector = unsafe { run.__bindgen_anon_1.eoi.vector };
+                Ok(Exit::IoapicEoi { vector })
+            }
+            kb::KVM_EXIT_FAIL_ENTRY => {
+                // SAFETY: as above.
+                let reason = unsafe { run.__bindgen_anon_1.fail_entry.hardware_entry_failure_reason };
+                Ok(Exit::FailEntry(reason))
+            }
+            kb::KVM_EXIT_INTERNAL_ERROR => {
+                // SAFETY: as above.
+                Ok(Exit::InternalError(unsafe { run.__bindgen_anon_1.internal.suberror }))
+            }
+            other => Ok(Exit::Other(other)),
         }
+    }
+
+    fn port_exit(&mut self) -> Result<Exit<'_>> {
+        // SAFETY: as in `run`; the exit reason said that this is the member.
+        let io = unsafe { (*self.run.address().cast::<kb::kvm_run>()).__bindgen_anon_1.io };
+        let at = usize::try_from(io.data_offset).unwrap_or(usize::MAX);
+        let (size, count) = (usize::from(io.size), usize::try_from(io.count).unwrap_or(usize::MAX));
+        let length = size
+            .checked_mul(count)
+            .filter(|length| at.checked_add(*length).is_some_and(|end| end <= self.run.length()) && size > 0);
+        let Some(length) = length else {
+            return Err(Error::new("KVM_RUN: port data that is not within the vCPU's page"));
+        };
+        // SAFETY: within the mapping, as just checked, and behind the kvm_run, so nothing else refers to it.
+        let data = unsafe { std::slice::from_raw_parts_mut(self.run.address().add(at), length) };
+        Ok(if u32::from(io.direction) == kb::KVM_EXIT_IO_OUT {
+            Exit::PortWrite { port: io.port, size, data }
+        } else {
+            Exit::PortRead { port: io.port, size, data }
+        })
     }
 
     /// Makes the next [`run`](Self::run) come back before it enters the guest, or not.

@@ -1,13 +1,16 @@
 //! The built-in guest: 64-bit from its first instruction, one handler for every vector, a record page per vCPU.
 //!
 //! ```text
-//!   0x1000 GDT   0x2000 IDT   0x3000 PML4, PDPT, PD (1 GiB, identity)   0x10000 code
+//!   0x1000 GDT   0x2000 IDT   0x3000 PML4, PDPT, 4 PDs (4 GiB, identity)   0x10000 code
 //!   0x40000 + 4 KiB n: stack of vCPU n            2 MiB + 32 KiB n: records of vCPU n
 //! ```
+
+pub mod puppet;
 
 use crate::error::{Error, Result};
 use crate::sys::guest_code::{FAULT_PORT, GATE_SIZE, GATES, NUMBER, RECORD_SIZE, RUNS, RUNS_KEPT, image};
 use crate::sys::kvm::{Exit, VcpuFd};
+use crate::vcpu::Exits;
 use kvm_bindings as kb;
 use pollvisor_core::ids::VcpuId;
 use std::sync::Arc;
@@ -25,7 +28,7 @@ const GDT: u64 = 0x1000;
 const IDT: u64 = 0x2000;
 const PML4: u64 = 0x3000;
 const PDPT: u64 = 0x4000;
-const PD: u64 = 0x5000;
+const PDS: u64 = 0x5000;
 const CODE: u64 = 0x1_0000;
 const STACKS: u64 = 0x4_0000;
 const STACK_SIZE: u64 = 0x1000;
@@ -40,6 +43,17 @@ const DATA_SELECTOR: u16 = 16;
 #[derive(Debug, Clone)]
 pub struct Guest {
     memory: Arc<GuestMemoryMmap>,
+}
+
+/// What a vCPU of the built-in guest does between interrupts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Halts.
+    Halt = 0,
+    /// Spins.
+    Spin = 1,
+    /// Makes the accesses that its [`Puppet`](puppet::Puppet) asks for, and halts.
+    Puppet = 2,
 }
 
 fn outside(error: impl std::fmt::Display) -> Error {
@@ -64,8 +78,8 @@ impl Guest {
         const PRESENT_WRITABLE: u64 = 3;
         const LARGE: u64 = 1 << 7;
         put(PML4, &[PDPT | PRESENT_WRITABLE])?;
-        put(PDPT, &[PD | PRESENT_WRITABLE])?;
-        put(PD, &(0..512).map(|n| n << 21 | LARGE | PRESENT_WRITABLE).collect::<Vec<_>>())?;
+        put(PDPT, &[0, 1, 2, 3].map(|n| (PDS + n * 0x1000) | PRESENT_WRITABLE))?;
+        put(PDS, &(0..4 * 512).map(|n| n << 21 | LARGE | PRESENT_WRITABLE).collect::<Vec<_>>())?;
         memory.write_slice(&image(), GuestAddress(CODE)).map_err(outside)?;
         Ok(Self { memory: Arc::new(memory) })
     }
@@ -76,11 +90,11 @@ impl Guest {
         &self.memory
     }
 
-    /// Sets a vCPU up to run it; spinning or halting while idle.
+    /// Sets a vCPU up to run it.
     ///
     /// # Errors
     /// The kernel's.
-    pub fn prepare(&self, vcpu: &VcpuFd, spin: bool) -> Result<()> {
+    pub fn prepare(&self, vcpu: &VcpuFd, role: Role) -> Result<()> {
         let mut sregs = vcpu.sregs()?;
         let segment = kb::kvm_segment { limit: 0xffff_ffff, present: 1, s: 1, g: 1, ..Default::default() };
         sregs.cs = kb::kvm_segment { selector: CODE_SELECTOR, type_: 11, l: 1, ..segment };
@@ -98,15 +112,20 @@ impl Guest {
         vcpu.set_regs(&kb::kvm_regs {
             rip: CODE,
             rsp: STACKS + (id + 1) * STACK_SIZE,
-            rbx: RECORDS + id * RECORDS_SIZE,
-            rdi: spin.into(),
+            rbx: Self::records(vcpu.id()),
+            rdi: role as u64,
             rflags: 2,
             ..Default::default()
         })
     }
 
+    /// The guest-physical address of a vCPU's records.
+    fn records(vcpu: VcpuId) -> u64 {
+        RECORDS + u64::from(vcpu.0) * RECORDS_SIZE
+    }
+
     fn record(vcpu: VcpuId, vector: u8) -> u64 {
-        RECORDS + u64::from(vcpu.0) * RECORDS_SIZE + u64::from(vector) * RECORD_SIZE
+        Self::records(vcpu) + u64::from(vector) * RECORD_SIZE
     }
 
     /// Whether the vCPU has executed its first instruction.
@@ -156,17 +175,19 @@ fn gate(offset: u64) -> [u64; 2] {
     ]
 }
 
-/// What to make of an exit: `Ok(true)` go on, `Ok(false)` look whether to stop.
-///
-/// # Errors
-/// Everything that this guest never does.
-pub fn on_exit(vcpu: VcpuId, exit: Exit) -> Result<bool> {
-    match exit {
-        Exit::Interrupted => Ok(false),
-        Exit::IoapicEoi { .. } => Ok(true),
-        Exit::PortWrite { port: FAULT_PORT, value } => {
-            Err(Error::new(format!("vCPU {}: the guest took exception {value}", vcpu.0)))
+/// The exits of a vCPU that has nothing but its memory.
+#[derive(Debug, Clone, Copy)]
+pub struct Bare;
+
+impl Exits for Bare {
+    fn exit(&self, vcpu: VcpuId, exit: &mut Exit<'_>) -> Result<()> {
+        match exit {
+            Exit::Interrupted | Exit::IoapicEoi { .. } => Ok(()),
+            Exit::PortWrite { port: FAULT_PORT, data, .. } => {
+                let exception = data.first().copied().unwrap_or(0);
+                Err(Error::new(format!("vCPU {}: the guest took exception {exception}", vcpu.0)))
+            }
+            other => Err(Error::new(format!("vCPU {}: unexpected exit {other:?}", vcpu.0))),
         }
-        other => Err(Error::new(format!("vCPU {}: unexpected exit {other:?}", vcpu.0))),
     }
 }
