@@ -16,7 +16,7 @@ use crate::vm::KvmInject;
 use crate::workers::{Watch, Workers};
 use pollvisor_core::ids::{EventKey, Gsi, SourceId};
 use pollvisor_core::irqfd::{Assign, AssignError, Bindings, Host, Irqfds, Outcome, Slot};
-use pollvisor_core::route::{Irqchip, RawRoute};
+use pollvisor_core::route::{Chip, Irqchip, RawRoute};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -40,6 +40,21 @@ pub enum Source {
 pub struct BellRegion {
     region: Arc<Region>,
     number: usize,
+}
+
+/// What to bind, and how.
+#[derive(Debug)]
+pub struct Attach<'a> {
+    /// What signals.
+    pub source: Source,
+    /// Where it goes.
+    pub gsi: Gsi,
+    /// On this lane.
+    pub port: &'a Arc<Port>,
+    /// The eventfd to signal at the guest's ack: makes it a level.
+    pub resample: Option<Arc<EventFd>>,
+    /// The slot to count it in, if that is free.
+    pub slot: Option<u32>,
 }
 
 #[derive(Debug)]
@@ -146,6 +161,11 @@ impl Interrupts {
         self.irqfds.set_routes(self, 0, routes).map_err(|e| Error::new(format!("GSI routes: {e} (EINVAL)")))
     }
 
+    /// The guest ended the interrupt of a pin: its line is lowered and its resamplers signalled. False: nobody resamples it.
+    pub fn ack_pin(&self, chip: Chip, pin: u32) -> bool {
+        self.irqfds.ack_pin(self, &self.inject, chip, pin)
+    }
+
     /// Lets the lane behind `port` watch a region; its bells can be attached then.
     ///
     /// # Errors
@@ -169,26 +189,21 @@ impl Interrupts {
     /// # Errors
     /// Those of [`AssignError`].
     pub fn attach(&self, source: Source, gsi: Gsi, port: &Arc<Port>) -> Result<SourceId> {
-        self.attach_with(source, gsi, port, None)
+        self.attach_with(Attach { source, gsi, port, resample: None, slot: None })
     }
 
-    /// [`attach`](Self::attach), level-triggered when there is an eventfd to signal at the guest's ack.
+    /// [`attach`](Self::attach) with all there is to say.
     ///
     /// # Errors
     /// Those of [`AssignError`].
-    pub fn attach_with(
-        &self,
-        source: Source,
-        gsi: Gsi,
-        port: &Arc<Port>,
-        resample: Option<Arc<EventFd>>,
-    ) -> Result<SourceId> {
+    pub fn attach_with(&self, attach: Attach<'_>) -> Result<SourceId> {
+        let Attach { source, gsi, port, resample, slot } = attach;
         let key = source.key()?;
         let resample = resample.map(|event| event.key().map(|key| (key, event))).transpose()?;
         if let Some((key, event)) = &resample {
             lock(&self.resample).insert(*key, event.clone());
         }
-        let request = Assign { key, gsi, resample: resample.as_ref().map(|(key, _)| *key) };
+        let request = Assign { key, gsi, resample: resample.as_ref().map(|(key, _)| *key), slot };
         {
             let mut requests = lock(&self.requests);
             if requests.contains_key(&key) {

@@ -2,6 +2,7 @@
 #![deny(unsafe_code)]
 
 pub mod bus;
+pub mod chips;
 pub mod cli;
 pub mod clock;
 pub mod error;

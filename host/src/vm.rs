@@ -1,5 +1,6 @@
 //! A VM and its virtual CPUs, set up for the interrupt path: split irqchip, x2APIC, LAPICs that accept.
 
+use crate::chips::SplitIoapic;
 use crate::error::{Error, Result};
 use crate::sys::kvm::{Kvm, VcpuFd, VmFd};
 use kvm_bindings as kb;
@@ -132,13 +133,12 @@ impl Vm {
     /// # Errors
     /// The kernel's, where it has chips of its own whose pins are to be driven one by one.
     pub fn injector(&self) -> Result<KvmInject> {
+        let mut pins = Pins::None;
         if self.irqchip == Irqchip::Kernel {
-            // One GSI per pin, so that a pin can be driven alone: our routes, not KVM's, say what a GSI means.
-            let pins = ALL_PINS.map(|(chip, pin)| RawRoute::pin(line_of(chip, pin), chip, pin));
-            self.fd.set_gsi_routing(0, &pins)?;
+            self.fd.set_gsi_routing(0, &pin_routes())?;
+            pins = Pins::Kernel(Mutex::new([0; PINS]));
         }
-        let levels = (self.irqchip == Irqchip::Kernel).then(|| Mutex::new([0; PINS]));
-        Ok(KvmInject { fd: self.fd.clone(), levels })
+        Ok(KvmInject { fd: self.fd.clone(), pins })
     }
 }
 
@@ -175,8 +175,16 @@ const ALL_PINS: [(Chip, u32); PINS] = {
     pins
 };
 
-/// The GSI that [`Vm::injector`] gives a pin.
-fn line_of(chip: Chip, pin: u32) -> Gsi {
+/// KVM's table for chips in the kernel: one GSI per pin, so that a pin can be driven alone. Our routes, not KVM's, say
+/// what a GSI means.
+#[must_use]
+pub fn pin_routes() -> Vec<RawRoute> {
+    ALL_PINS.map(|(chip, pin)| RawRoute::pin(line_of(chip, pin), chip, pin)).to_vec()
+}
+
+/// The GSI that a pin has in [`pin_routes`].
+#[must_use]
+pub fn line_of(chip: Chip, pin: u32) -> Gsi {
     Gsi(match chip {
         Chip::PicMaster => pin,
         Chip::PicSlave => PIC_PINS + pin,
@@ -188,8 +196,26 @@ fn line_of(chip: Chip, pin: u32) -> Gsi {
 #[derive(Debug)]
 pub struct KvmInject {
     fd: Arc<VmFd>,
-    /// Per pin the sources that raise it, one bit each; `None` without chips in the kernel.
-    levels: Option<Mutex<[u8; PINS]>>,
+    pins: Pins,
+}
+
+/// Who has the chips' pins.
+#[derive(Debug)]
+enum Pins {
+    /// Nobody.
+    None,
+    /// The kernel. Per pin the sources that raise it, one bit each.
+    Kernel(Mutex<[u8; PINS]>),
+    /// We.
+    Split(Arc<SplitIoapic>),
+}
+
+impl KvmInject {
+    /// The way into a guest whose I/O APIC is ours.
+    #[must_use]
+    pub fn with_ioapic(fd: Arc<VmFd>, chip: Arc<SplitIoapic>) -> Self {
+        Self { fd, pins: Pins::Split(chip) }
+    }
 }
 
 impl Inject for KvmInject {
@@ -209,7 +235,11 @@ impl Inject for KvmInject {
         level: bool,
         source: LineSource,
     ) -> std::result::Result<(), InjectError> {
-        let levels = self.levels.as_ref().ok_or(InjectError::Failed(libc::ENXIO))?;
+        let levels = match &self.pins {
+            Pins::None => return Err(InjectError::Failed(libc::ENXIO)),
+            Pins::Kernel(levels) => levels,
+            Pins::Split(ioapic) => return ioapic.set_line(chip, pin, level, source),
+        };
         let line = line_of(chip, pin);
         let bit = match source {
             LineSource::Edge => 1,

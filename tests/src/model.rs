@@ -106,7 +106,7 @@ pub fn route(gsi: Gsi, vector: u8) -> [RawRoute; 1] {
 
 /// A request without resampling.
 pub const fn plain(gsi: Gsi) -> Assign {
-    Assign { key: KEY, gsi, resample: None }
+    Assign { key: KEY, gsi, resample: None, slot: None }
 }
 
 impl<const N: usize> World<N> {

@@ -22,6 +22,8 @@ pub struct Assign {
     pub gsi: Gsi,
     /// The eventfd to signal at the guest's ack: makes the line level-triggered.
     pub resample: Option<EventKey>,
+    /// The slot to take if it is free, else any: who comes and goes is then always counted in the same place.
+    pub slot: Option<u32>,
 }
 
 /// Why an eventfd was not bound. Nothing has changed.
@@ -129,7 +131,7 @@ impl<S: AsRef<[Slot]>> Irqfds<S> {
         inject: &impl Inject,
         request: Assign,
     ) -> Result<SourceId, AssignError> {
-        let index = self.allocate().ok_or(AssignError::NoMemory)?;
+        let index = self.allocate(request.slot).ok_or(AssignError::NoMemory)?;
         let slot = &self.slots()[index as usize];
         slot.describe(request.key, request.gsi, request.resample);
         let id = slot.id(index);
@@ -183,15 +185,28 @@ impl<S: AsRef<[Slot]>> Irqfds<S> {
         signals > 0
     }
 
-    fn allocate(&self) -> Option<u32> {
+    fn allocate(&self, wanted: Option<u32>) -> Option<u32> {
         let mut list = self.list.lock();
-        let index = list.free;
+        let before =
+            wanted.filter(|wanted| *wanted != NONE).and_then(|wanted| self.before(list.free, wanted));
+        let index =
+            before.map_or(list.free, |before| self.slots()[before as usize].next.load(Ordering::Relaxed));
         let slot = self.slots().get(index as usize)?;
         slot.step(Event::Allocate).ok()?;
-        list.free = slot.next.load(Ordering::Relaxed);
+        let next = slot.next.load(Ordering::Relaxed);
+        match before {
+            Some(before) => self.slots()[before as usize].next.store(next, Ordering::Relaxed),
+            None => list.free = next,
+        }
         list.high = list.high.max(index + 1);
         slot.next.store(NONE, Ordering::Relaxed);
         Some(index)
+    }
+
+    /// The slot before `wanted` in the chain of free ones that begins at `first`. None: it is the first, or not free.
+    fn before(&self, first: u32, wanted: u32) -> Option<u32> {
+        let next = |index: u32| Some(self.slots().get(index as usize)?.next.load(Ordering::Relaxed));
+        core::iter::successors(Some(first), |index| next(*index)).find(|index| next(*index) == Some(wanted))
     }
 
     /// Back to the free slots, with the next generation.

@@ -166,6 +166,11 @@ impl<S: AsRef<[Slot]>> Irqfds<S> {
         self.routes.grace()
     }
 
+    /// What chips there are to route to.
+    pub fn irqchip(&self) -> Irqchip {
+        self.irqchip
+    }
+
     /// How many irqfds fit.
     pub fn capacity(&self) -> usize {
         self.slots().len()

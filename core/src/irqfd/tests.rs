@@ -71,12 +71,21 @@ impl Vm {
     }
 
     fn assign(&self, key: u64, gsi: u32) -> Result<SourceId, AssignError> {
-        self.irqfds.assign(self, self, Assign { key: EventKey(key), gsi: Gsi(gsi), resample: None })
+        self.irqfds.assign(
+            self,
+            self,
+            Assign { key: EventKey(key), gsi: Gsi(gsi), resample: None, slot: None },
+        )
+    }
+
+    fn assign_at(&self, key: u64, slot: u32) -> Result<SourceId, AssignError> {
+        let request = Assign { key: EventKey(key), gsi: Gsi(5), resample: None, slot: Some(slot) };
+        self.irqfds.assign(self, self, request)
     }
 
     fn assign_level(&self, key: u64, gsi: u32) -> Result<SourceId, AssignError> {
         let resample = Some(EventKey(key + 1000));
-        self.irqfds.assign(self, self, Assign { key: EventKey(key), gsi: Gsi(gsi), resample })
+        self.irqfds.assign(self, self, Assign { key: EventKey(key), gsi: Gsi(gsi), resample, slot: None })
     }
 
     fn deassign(&self, key: u64, gsi: u32) -> usize {

@@ -47,6 +47,12 @@ pub struct Message {
     pub data: u32,
 }
 
+impl From<Message> for crate::route::Msi {
+    fn from(Message { address_lo, address_hi, data }: Message) -> Self {
+        Self { address_lo, address_hi, data, devid: None }
+    }
+}
+
 /// A call of the host's or the device's that cannot be served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MsixError {

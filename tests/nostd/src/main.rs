@@ -82,7 +82,7 @@ fn arrives() -> Option<bool> {
     };
     let irqfds = Irqfds::new([(); 4].map(|()| Slot::new()), Irqchip::Split, true);
     irqfds.set_routes(&world, 0, &[RawRoute::msi(Gsi(30), Msi::fixed(0, 0x55))]).ok()?;
-    irqfds.assign(&world, &world, Assign { key: EventKey(1), gsi: Gsi(30), resample: None }).ok()?;
+    irqfds.assign(&world, &world, Assign { key: EventKey(1), gsi: Gsi(30), resample: None, slot: None }).ok()?;
     world.signals = Cell::new(1);
     let mut poller = Poller::new(&irqfds)?;
     // One signal, one event, and it is the route's.

@@ -16,8 +16,7 @@ use pollvisor::vm::{EOI_GSI, EOI_GSIS, KvmInject};
 use pollvisor_core::ids::Gsi;
 use pollvisor_core::inject::{Inject, InjectError, LineSource};
 use pollvisor_core::ioapic::{Deliver, Effects, Ioapic, Pin, State, Version, eoi_route};
-use pollvisor_core::msix::Message;
-use pollvisor_core::route::{Chip, Irqchip, Msi, RawRoute};
+use pollvisor_core::route::{Chip, Irqchip, RawRoute};
 
 const WINDOW: u32 = 0x10;
 const LEVEL: u64 = 1 << 15;
@@ -205,7 +204,7 @@ impl Sides {
     fn send(&mut self, due: impl IntoIterator<Item = Deliver>) -> Result<()> {
         let mut changed = false;
         for deliver in due {
-            match self.inject.msi(&msi(deliver.message)) {
+            match self.inject.msi(&deliver.message.into()) {
                 // An error, that nobody has the ID, is a delivery to the kernel's chip, and so to ours.
                 Ok(()) | Err(InjectError::Failed(libc::EPERM)) => {}
                 Err(InjectError::Blocked) => changed |= self.chip.refused(&deliver),
@@ -219,10 +218,10 @@ impl Sides {
     fn route(&mut self) -> Result<()> {
         let pins = (0..24u8).filter_map(|n| Some((n, self.chip.route(Pin::new(n).ok()?)?)));
         let mut routes: Vec<RawRoute> =
-            pins.map(|(n, message)| RawRoute::msi(Gsi(n.into()), msi(message))).collect();
+            pins.map(|(n, message)| RawRoute::msi(Gsi(n.into()), message.into())).collect();
         let unrouted = self.chip.unrouted_eoi_vectors();
         for (gsi, vector) in (EOI_GSI..EOI_GSI + EOI_GSIS).zip(unrouted.iter()) {
-            routes.push(RawRoute::msi(Gsi(gsi), msi(eoi_route(vector))));
+            routes.push(RawRoute::msi(Gsi(gsi), eoi_route(vector).into()));
         }
         self.ours.vm().fd().set_gsi_routing(0, &routes)?;
         self.ours.visit()
@@ -244,11 +243,6 @@ impl Sides {
         }
         Ok(())
     }
-}
-
-fn msi(message: Message) -> Msi {
-    let Message { address_lo, address_hi, data } = message;
-    Msi { address_lo, address_hi, data, devid: None }
 }
 
 fn parse(chip: &ChipBytes) -> State {

@@ -163,7 +163,7 @@ impl<'a> Polled<'a> {
             _ => Some(resolve(self.number(resample))?),
         };
         let pending = if let Fd::Event(event) = fd { self.held[event] } else { 0 };
-        let id = one.assign(Assign { key, gsi: Gsi(gsi), resample }, pending)?;
+        let id = one.assign(Assign { key, gsi: Gsi(gsi), resample, slot: None }, pending)?;
         if let Fd::Event(event) = fd {
             self.bound[event] = Some(Bound { world, gsi, level: resample.is_some(), id });
             self.held[event] = 0;

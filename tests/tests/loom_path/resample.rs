@@ -19,7 +19,7 @@ fn world() -> Arc<World<2>> {
 
 /// A member, which raises the line.
 fn join_and_raise(world: &World<2>, key: u64) -> SourceId {
-    let request = Assign { key: EventKey(key), gsi: LINE, resample: Some(EventKey(key)) };
+    let request = Assign { key: EventKey(key), gsi: LINE, resample: Some(EventKey(key)), slot: None };
     let id = world.irqfds.assign(world, world, request).unwrap();
     world.irqfds.defer(id, 1);
     world.work();

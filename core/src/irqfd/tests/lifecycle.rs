@@ -259,3 +259,19 @@ fn generations_wrap() {
     }
     assert_eq!((slot.generation(), slot.state()), (Generation(0), State::Free));
 }
+
+#[test]
+fn a_slot_that_is_asked_for_is_given_if_it_is_free() {
+    let vm = Vm::new(4, Irqchip::Split);
+    let take = |key, slot| vm.assign_at(key, slot).unwrap();
+    let ids = [take(1, 2), take(2, 0), take(3, 2), take(4, 3)];
+    assert_eq!(ids.map(|id| id.index), [2, 0, 1, 3], "slot 2 was taken, so the third got the only other one");
+    assert_eq!(vm.assign_at(5, 0), Err(AssignError::NoMemory));
+    for key in 1..=4 {
+        vm.deassign(key, 5);
+    }
+    vm.shut_down();
+    let again = [take(4, 3), take(3, 1), take(2, 0), take(1, 2)];
+    assert_eq!(again.map(|id| id.index), [3, 1, 0, 2]);
+    assert_eq!(vm.assign_at(6, u32::MAX), Err(AssignError::NoMemory));
+}
