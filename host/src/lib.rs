@@ -1,6 +1,7 @@
 //! The host side of pollvisor: raw system calls, the kernel's objects, the threads of the interrupt path.
 #![deny(unsafe_code)]
 
+pub mod assign;
 pub mod bus;
 pub mod chips;
 pub mod cli;
@@ -11,6 +12,7 @@ pub mod interrupts;
 pub mod machine;
 pub mod pci;
 pub mod pin;
+pub mod platform;
 pub mod poller;
 pub mod record;
 pub mod run;

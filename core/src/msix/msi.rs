@@ -169,6 +169,12 @@ impl Msi {
         Ok(Route { vector, message: live.then(|| self.message(vector)) })
     }
 
+    /// Whether the guest has switched it on.
+    #[must_use]
+    pub const fn is_enabled(&self) -> bool {
+        self.enabled
+    }
+
     /// How many vectors the guest allocated.
     #[must_use]
     pub const fn vectors_allocated(&self) -> u16 {

@@ -5,6 +5,7 @@
 //!    │ back_out          │ back_out        │ back_out            │ disable_irqs
 //!    ▼                   ▼                 ▼                     ▼
 //!  NoGsi ◄─free_gsi─ Unrouted ◄─remove_route─ Deaf ◄─stop_listening─ Silent
+//!    │ └─set_up_again─► Opened
 //!    └─unmap_bars─► Unmapped ─close_device─► Closed ─leave_kvm─► Unlinked ─leave_container─► Gone
 //! ```
 //! A route outlives whoever delivers by it: removing it before the irqfd is what crashed hosts with posted
@@ -121,6 +122,13 @@ impl Opened {
     /// Gives up on the set-up.
     pub fn back_out(self) -> NoGsi {
         NoGsi { by_predecessor: () }
+    }
+}
+
+impl NoGsi {
+    /// The guest changed its mind, from INTx to MSI-X, say: the set-up begins anew.
+    pub fn set_up_again(self) -> Opened {
+        Opened { by_predecessor: () }
     }
 }
 

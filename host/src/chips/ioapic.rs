@@ -15,7 +15,7 @@ use crate::sys::kvm::VmFd;
 use crate::vm::{EOI_GSI, EOI_GSIS};
 use pollvisor_core::ids::Gsi;
 use pollvisor_core::inject::{InjectError, LineSource};
-use pollvisor_core::ioapic::{Deliver, Effects, Ioapic, Pin, PinSet, Version, eoi_route};
+use pollvisor_core::ioapic::{Deliver, Effects, Ioapic, PINS, Pin, PinSet, Version, eoi_route};
 use pollvisor_core::route::{Chip, IOAPIC_PINS, RawRoute};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -30,6 +30,8 @@ const STORM_PAUSE: Duration = Duration::from_millis(10);
 #[derive(Debug)]
 pub struct SplitIoapic {
     chip: Mutex<Ioapic>,
+    /// How many want a pin's ends of interrupt.
+    resamplers: Mutex<[u32; PINS]>,
     fd: Arc<VmFd>,
     table: Arc<KernelTable>,
 }
@@ -38,7 +40,12 @@ impl SplitIoapic {
     /// A chip as it comes out of reset.
     #[must_use]
     pub fn new(fd: Arc<VmFd>, table: Arc<KernelTable>) -> Arc<Self> {
-        Arc::new(Self { chip: Mutex::new(Ioapic::new(Version::V11)), fd, table })
+        Arc::new(Self {
+            chip: Mutex::new(Ioapic::new(Version::V11)),
+            resamplers: Mutex::new([0; PINS]),
+            fd,
+            table,
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, Ioapic> {
@@ -67,12 +74,16 @@ impl SplitIoapic {
         self.send(line.deliver())
     }
 
-    /// Whether a pin's owner wants its ends of interrupt.
+    /// One more, or one less, wants a pin's ends of interrupt.
     ///
     /// # Errors
     /// The kernel's.
     pub fn set_resampler(&self, pin: Pin, wanted: bool) -> Result<()> {
-        let changed = self.lock().set_resampler(pin, wanted);
+        let mut resamplers = self.resamplers.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = &mut resamplers[usize::from(pin.number())];
+        *count = if wanted { *count + 1 } else { count.saturating_sub(1) };
+        let changed = self.lock().set_resampler(pin, *count > 0);
+        drop(resamplers);
         if changed { self.publish() } else { Ok(()) }
     }
 

@@ -39,13 +39,15 @@ impl Routes {
         Ok(routes)
     }
 
-    /// Takes `count` GSIs for messages: all or none.
+    /// Takes `count` GSIs for messages, each with a slot of its own: all or none.
     ///
     /// # Errors
     /// ENOSPC, with how many are left.
     pub fn allocate(&self, count: usize) -> Result<Vec<Gsi>> {
         let mut table = self.lock();
-        let last = u32::try_from(MAX_ROUTES).unwrap_or(u32::MAX);
+        let slots = self.interrupts.irqfds().capacity().min(MAX_ROUTES);
+        let last = FIRST_MESSAGE.saturating_add(u32::try_from(slots).unwrap_or(u32::MAX));
+        let last = last.min(u32::try_from(MAX_ROUTES).unwrap_or(u32::MAX));
         let free = (FIRST_MESSAGE..last).map(Gsi).filter(|gsi| !table.taken.contains(gsi));
         let gsis: Vec<_> = free.take(count).collect();
         if gsis.len() < count {
@@ -57,6 +59,12 @@ impl Routes {
         }
         table.taken.extend(&gsis);
         Ok(gsis)
+    }
+
+    /// The irqfd slot that goes with a GSI of [`allocate`](Self::allocate).
+    #[must_use]
+    pub fn slot(&self, gsi: Gsi) -> u32 {
+        gsi.0.saturating_sub(FIRST_MESSAGE)
     }
 
     /// Gives GSIs back; their routes go.

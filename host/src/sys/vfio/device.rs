@@ -158,16 +158,20 @@ impl Device {
         self.transferred("writing", region, offset, data.len(), done)
     }
 
-    /// Maps an area of a region.
+    /// Maps an area of a region, or whole pages of one.
     ///
     /// # Errors
-    /// The kernel's; an area that is not one of the region's, a region that cannot be both read and written.
+    /// The kernel's; what is not within one of the region's areas, a region that cannot be both read and written.
     pub fn map(&self, region: &RegionInfo, area: Area) -> Result<Mapping> {
         let what =
             || format!("mapping {:#x} bytes at {:#x} of region {}", area.size, area.offset, region.index);
         let refused = |why| Err(self.told(Error::new(format!("{}: {why}", what()))));
-        if !region.areas.contains(&area) {
-            return refused("not one of its areas that can be mapped");
+        let end = area.offset.checked_add(area.size);
+        let holds = |whole: &Area| {
+            whole.offset <= area.offset && end.is_some_and(|end| end - whole.offset <= whole.size)
+        };
+        if !region.areas.iter().any(holds) {
+            return refused("not within one of its areas that can be mapped");
         }
         if !region.readable || !region.writable {
             return refused("it cannot be both read and written");

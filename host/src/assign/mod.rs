@@ -1,0 +1,372 @@
+//! A device that is assigned to the guest: its configuration space, BARs and interrupts, from the guest's accesses to VFIO.
+//!
+//! ```text
+//!  guest ─► RootBus, BAR trap ─► gate ─► ConfigSpace ─┬─ decoding ─► Bars: memory slots, traps
+//!                                                     └─ MSI-X, MSI, INTx ─► Wiring: routes ─► irqfd or lane ─► SET_IRQS
+//! ```
+//! One gate a device, the core's [`IrqGate`]: whoever changes what the device is set up as is alone inside, be it a vCPU,
+//! a hand-over or the end. The interrupt path never enters it.
+
+mod bars;
+mod intx;
+mod irqs;
+mod vectors;
+mod wiring;
+
+pub use irqs::Irqs;
+pub use vectors::{Vector, Via};
+
+use crate::error::{Error, Result};
+use crate::pci::{BarKind, ConfigSpace, Function, HostConfig, Options, Written};
+use crate::platform::{Parts, intx_pin};
+use crate::record::Figures;
+use crate::sys::fd::EventFd;
+use crate::sys::mem::Mapping;
+use crate::sys::vfio::{Device, RegionInfo};
+use bars::Bars;
+use pollvisor_core::irqfd::Outcome;
+use pollvisor_core::line::{InGate, IrqGate, Kind, Single};
+use pollvisor_core::msix::Access;
+use pollvisor_core::teardown::device::Closed;
+use std::convert::Infallible;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+use vfio_bindings::bindings::vfio as vb;
+use wiring::Wiring;
+
+/// Bytes of an MSI-X table's entry.
+const ENTRY: u64 = 16;
+/// Complaints about one device that are printed: a guest can make any number.
+const COMPLAINTS: u32 = 16;
+
+/// How a device is assigned.
+#[derive(Debug, Clone)]
+pub struct AssignConfig {
+    /// What it is called in messages.
+    pub name: String,
+    /// Who delivers its vectors.
+    pub via: Via,
+    /// BARs that are not mapped, but emulated by exits.
+    pub exclude_mmap_bars: Vec<u8>,
+    /// The slot on the guest's bus; `None`: the next one.
+    pub slot: Option<u8>,
+}
+
+/// See the module's text.
+#[derive(Debug)]
+pub struct Assigned {
+    name: String,
+    slot: OnceLock<u8>,
+    parts: Arc<Parts>,
+    gate: IrqGate<Box<State>>,
+    me: Weak<Self>,
+    complaints: AtomicU32,
+}
+
+#[derive(Debug)]
+struct State {
+    // In the order in which they go.
+    wiring: Wiring,
+    bars: Bars,
+    config: ConfigSpace,
+    space: RegionInfo,
+    device: Arc<Device>,
+    /// Where the BARs were placed first; the guest may have moved them.
+    windows: Vec<(BarKind, u64, u64)>,
+}
+
+/// The device's own configuration space.
+struct Space<'a>(&'a Device, &'a RegionInfo);
+
+impl HostConfig for Space<'_> {
+    fn read(&self, offset: u16, data: &mut [u8]) -> Result<()> {
+        self.0.read(self.1, offset.into(), data)
+    }
+    fn write(&self, offset: u16, data: &[u8]) -> Result<()> {
+        self.0.write(self.1, offset.into(), data)
+    }
+    fn size(&self) -> u16 {
+        u16::try_from(self.1.size).unwrap_or(256)
+    }
+}
+
+impl Assigned {
+    /// Puts a device, opened and in its IOMMU context, on the guest's bus: its BARs placed, its vectors reserved, nothing
+    /// set up yet but INTx, as after a reset.
+    ///
+    /// # Errors
+    /// When it is no PCI device, contradicts itself, or needs more than is left: with what and how much.
+    pub fn new(device: Device, config: &AssignConfig, parts: &Arc<Parts>) -> Result<Arc<Self>> {
+        let device = Arc::new(device);
+        let told = |e: Error| e.context(&config.name);
+        let info = device.info()?;
+        if !info.pci {
+            return Err(told(Error::new("VFIO has it, but it is not a PCI device")));
+        }
+        // It may have been left in any state by whoever had it before.
+        if info.reset {
+            device.reset().map_err(told)?;
+        }
+        let space = device.region(vb::VFIO_PCI_CONFIG_REGION_INDEX)?;
+        let regions = (0..6).map(|index| device.region(index)).collect::<Result<Vec<_>>>()?;
+        let mut sizes = [0; 6];
+        sizes.iter_mut().zip(&regions).for_each(|(size, region)| *size = region.size);
+        let irqs = Irqs::new(device.clone())?;
+        let options = Options { rom: false, intx: irqs.count(Kind::Intx) > 0 };
+        let mut shown = ConfigSpace::new(&Space(&device, &space), sizes, 0, &options).map_err(told)?;
+        let bars = Bars::new(&device, regions, &mut shown, &config.exclude_mmap_bars).map_err(told)?;
+        let wiring = Wiring::new(irqs, &mut shown, parts, &config.via).map_err(told)?;
+        let state = State { wiring, bars, config: shown, space, device, windows: Vec::new() };
+        let assigned = Arc::new_cyclic(|me| Self {
+            name: config.name.clone(),
+            slot: OnceLock::new(),
+            parts: parts.clone(),
+            gate: IrqGate::new(Box::new(state)),
+            me: me.clone(),
+            complaints: AtomicU32::new(0),
+        });
+        if let Err(error) = assigned.place(config) {
+            let _first_mistake_counts = assigned.release();
+            return Err(told(error));
+        }
+        Ok(assigned)
+    }
+
+    /// Gives the BARs their places, and the device its slot and line.
+    fn place(self: &Arc<Self>, config: &AssignConfig) -> Result<()> {
+        let mut state = self.enter()?;
+        let State { wiring, config: shown, windows, .. } = &mut **state;
+        for index in 0..6 {
+            if let Some((kind, size)) = shown.bar(index).map(|bar| (bar.kind, bar.size)) {
+                let address = self.parts.windows().allocate(kind, size)?;
+                windows.push((kind, address, size));
+                shown.place(index, address);
+            }
+        }
+        let slot = self.parts.pci.insert(config.slot, self.clone())?;
+        let _only_once = self.slot.set(slot);
+        wiring.set_line(intx_pin(slot), &config.via)?;
+        wiring.follow(shown, &self.parts)
+    }
+
+    /// What it is called.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its slot on the guest's bus.
+    #[must_use]
+    pub fn slot(&self) -> u8 {
+        self.slot.get().copied().unwrap_or(0)
+    }
+
+    fn enter(&self) -> Result<InGate<'_, Box<State>>> {
+        let gone = |e| Error::new(format!("{}: {e}", self.name));
+        self.gate.enter(std::thread::yield_now).map_err(gone)
+    }
+
+    /// What the guest has it set up as, and how many vectors are in use.
+    ///
+    /// # Errors
+    /// ENODEV when it is gone; so in all of these.
+    pub fn set_up(&self) -> Result<(Option<Kind>, usize)> {
+        Ok(self.enter()?.wiring.set_up())
+    }
+
+    /// Fires a vector by VFIO's loopback, as if the device had.
+    ///
+    /// # Errors
+    /// EINVAL when it is not set up.
+    pub fn fire(&self, vector: u32) -> Result<()> {
+        self.enter()?.wiring.fire(vector)
+    }
+
+    /// Hands a vector over, while the device may fire. Nothing is lost, and nothing delivered twice.
+    ///
+    /// # Errors
+    /// No such vector; when `via` does not take it.
+    pub fn hand_over(&self, vector: usize, via: Via) -> Result<()> {
+        self.enter()?.wiring.hand_over(vector, via, &self.parts)
+    }
+
+    /// The slots that its vectors are counted in.
+    ///
+    /// # Errors
+    /// ENODEV.
+    pub fn slots(&self) -> Result<Vec<u32>> {
+        Ok(self.enter()?.wiring.slots())
+    }
+
+    /// What became of its vectors' signals, of those that pollers and control threads delivered; `figures` are the
+    /// pollers'. What the kernel's irqfds deliver nobody counts but the guest.
+    ///
+    /// # Errors
+    /// ENODEV.
+    pub fn ledger(&self, figures: &Figures) -> Result<Vec<Outcome>> {
+        let mut outcomes = self.enter()?.wiring.counts();
+        for (outcome, slot) in outcomes.iter_mut().zip(self.slots()?) {
+            let slot = usize::try_from(slot).unwrap_or(usize::MAX);
+            *outcome += figures.ledger.get(slot).copied().unwrap_or_default();
+            *outcome += self.parts.interrupts.slow_path(slot);
+        }
+        Ok(outcomes)
+    }
+
+    /// Where the guest decodes a BAR now.
+    ///
+    /// # Errors
+    /// ENODEV.
+    pub fn bar(&self, index: u8) -> Result<Option<u64>> {
+        Ok(self.enter()?.config.decoded(index))
+    }
+
+    /// A register's mapping, where it is mapped.
+    ///
+    /// # Errors
+    /// ENODEV.
+    pub fn mapped(&self, bar: u8, offset: u64) -> Result<Option<(Arc<Mapping>, usize)>> {
+        Ok(self.enter()?.bars.mapped(bar, offset))
+    }
+
+    /// Hears of the device's errors, or of the host wanting it back. False: this device cannot tell.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn listen(&self, single: Single, event: &Arc<EventFd>) -> Result<bool> {
+        self.enter()?.wiring.listen(single, event)
+    }
+
+    /// Takes it out of the guest, in the one order, and closes it: the guest reads ones there from now on. The token for
+    /// the steps that are left, for the one who did.
+    ///
+    /// # Errors
+    /// With the token, what did not go as it should: it is closed all the same.
+    pub fn release(&self) -> Option<(Closed, Result<()>)> {
+        let mut state = self.enter().ok()?.release();
+        if let Some(slot) = self.slot.get() {
+            self.parts.pci.remove(*slot);
+        }
+        let State { wiring, bars, windows, .. } = &mut *state;
+        let (unmapped, result) = wiring.release(bars, &self.parts);
+        for (kind, address, size) in windows.drain(..) {
+            // It was allocated, so it can be freed.
+            let _freed = self.parts.windows().free(kind, address, size);
+        }
+        let Ok(closed) = unmapped.close_device(|| {
+            drop(state);
+            Ok::<_, Infallible>(())
+        });
+        Some((closed, result.map_err(|e| e.context(&self.name))))
+    }
+
+    fn complain(&self, error: &Error) {
+        if self.complaints.fetch_add(1, Ordering::Relaxed) < COMPLAINTS {
+            eprintln!("pollvisor: {}: {error}", self.name);
+        }
+    }
+
+    /// What follows from the guest's write.
+    fn settle(&self, state: &mut State, written: Written) -> Result<()> {
+        let mut result = written.error.map_or(Ok(()), Err);
+        if written.reset {
+            result = result.and(self.reset(state));
+        }
+        if written.decode_changed {
+            result = result.and(state.bars.follow(&state.config, &self.parts, &self.me));
+        }
+        if written.msi.is_some() || written.msix.is_some() {
+            result = result.and(state.wiring.follow(&mut state.config, &self.parts));
+        }
+        if let Some(msi) = written.msi {
+            state.wiring.send(&msi.fire, &self.parts);
+        }
+        result
+    }
+
+    /// The guest's function-level reset.
+    fn reset(&self, state: &mut State) -> Result<()> {
+        let State { wiring, bars, config, space, device, .. } = state;
+        let _messages_gone = config.reset(&Space(device, space));
+        let result = wiring.follow(config, &self.parts);
+        let result = result.and(bars.follow(config, &self.parts, &self.me));
+        result.and(device.reset())
+    }
+
+    fn read_bar(&self, bar: u8, offset: u64, data: &mut [u8]) {
+        data.fill(0xff);
+        let Ok(mut state) = self.enter() else { return };
+        let State { wiring, bars, config, device, .. } = &mut **state;
+        if let Some(msix) = config.msix() {
+            let within = |place: crate::pci::Place| place.within(bar).is_some_and(|at| at.contains(&offset));
+            if within(msix.table) {
+                let _filled: Access = msix.function.read_table(offset - msix.table.offset, data);
+                return;
+            }
+            if within(msix.pba) {
+                wiring.gather(config, 0..usize::MAX, &self.parts);
+                if let Some(msix) = config.msix() {
+                    let _filled: Access = msix.function.read_pba(offset - msix.pba.offset, data);
+                }
+                return;
+            }
+        }
+        if let Some(region) = bars.region(bar)
+            && device.read(region, offset, data).is_err()
+        {
+            data.fill(0xff);
+        }
+    }
+
+    fn write_bar(&self, bar: u8, offset: u64, data: &[u8]) {
+        let Ok(mut state) = self.enter() else { return };
+        let State { wiring, bars, config, device, .. } = &mut **state;
+        if let Some(msix) = config.msix() {
+            let within = |place: crate::pci::Place| place.within(bar).is_some_and(|at| at.contains(&offset));
+            if within(msix.table) {
+                let at = offset - msix.table.offset;
+                let first = usize::try_from(at / ENTRY).unwrap_or(usize::MAX);
+                // What waits is pending before the guest unmasks.
+                wiring.gather(config, first..first.saturating_add(2), &self.parts);
+                let Some(msix) = config.msix() else { return };
+                let written = msix.function.write_table(at, data);
+                let routes = written.routes.iter();
+                let routes: Vec<_> =
+                    routes.map(|route| (usize::from(route.vector), route.message.map(Into::into))).collect();
+                if let Err(error) = wiring.update(&routes, &self.parts) {
+                    self.complain(&error);
+                }
+                wiring.send(&written.fire, &self.parts);
+                return;
+            }
+            if within(msix.pba) {
+                return;
+            }
+        }
+        if let Some(region) = bars.region(bar)
+            && let Err(error) = device.write(region, offset, data)
+        {
+            self.complain(&error);
+        }
+    }
+}
+
+impl Function for Assigned {
+    fn read_config(&self, offset: u16, data: &mut [u8]) {
+        match self.enter() {
+            Ok(state) => state.config.read(&Space(&state.device, &state.space), offset, data),
+            Err(_) => data.fill(0xff),
+        }
+    }
+
+    fn write_config(&self, offset: u16, data: &[u8]) {
+        let Ok(mut state) = self.enter() else { return };
+        let state = &mut **state;
+        // What waits is pending before the guest unmasks, or disables.
+        state.wiring.gather(&mut state.config, 0..usize::MAX, &self.parts);
+        let written = state.config.write(&Space(&state.device, &state.space), offset, data);
+        if let Err(error) = self.settle(state, written) {
+            self.complain(&error);
+        }
+    }
+}
