@@ -3,8 +3,9 @@
 //! * [`ioctl`] the table of ioctls: number derived from the struct it carries, capability beside it
 //! * [`kvm`], [`vfio`] the kernel's objects · [`aio`] the completion ring read in user memory
 //! * [`doorbell`] shared memory that a producer rings · [`fd`] eventfds, epoll · [`mem`] mappings, locked pages
-//! * [`tsc`] the clock · [`sched`] priorities and signals · [`guest_code`] the built-in guest's instructions
+//! * [`tsc`] the clock · [`sched`] priorities and signals · [`access`] permissions · [`guest_code`] the built-in guest
 
+pub mod access;
 pub mod aio;
 pub mod doorbell;
 pub mod fd;
