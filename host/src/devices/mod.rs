@@ -8,6 +8,7 @@
 
 pub mod affinity;
 mod bind;
+pub mod command;
 mod config;
 #[cfg(test)]
 mod fixture;
