@@ -6,6 +6,7 @@ pub mod bus;
 pub mod chips;
 pub mod cli;
 pub mod clock;
+pub mod devices;
 pub mod error;
 pub mod guest;
 pub mod interrupts;

@@ -3,6 +3,7 @@
 
 use clap::Parser;
 use pollvisor::cli::{Cli, Command};
+use pollvisor::devices::{Host, command};
 use std::process::ExitCode;
 
 /// Exit codes as rtla has them: 0 done, 1 bad use or failure, 2 kept for thresholds.
@@ -16,11 +17,14 @@ fn main() -> ExitCode {
             return if error.use_stderr() { ExitCode::from(FAILED) } else { ExitCode::SUCCESS };
         }
     };
-    let args = match cli.command {
-        Some(Command::Run(args)) => *args,
-        None => cli.run,
+    let host = Host::default();
+    let done = match cli.command {
+        Some(Command::Run(args)) => pollvisor::run::run(&args),
+        Some(Command::Devices(command)) => command::devices(&host, &command),
+        Some(Command::Mdev(command)) => command::mdev(&host, &command),
+        None => pollvisor::run::run(&cli.run),
     };
-    match pollvisor::run::run(&args) {
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("pollvisor: {error}");

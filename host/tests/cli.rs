@@ -182,3 +182,58 @@ fn an_interrupt_drains_and_reports() {
         .sum::<u64>();
     assert!(sum > 0 && number(&result, "/ledger/sent") == sum);
 }
+
+#[test]
+fn device_commands_name_what_is_wrong() {
+    refused(&["devices"], &["list", "bind", "unbind"]);
+    refused(&["devices", "bind"], &["BDF"]);
+    refused(&["devices", "bind", "01:00"], &["01:00", "not a PCI address"]);
+    refused(&["devices", "bind", "--force", "01:00.0"], &["--force"]);
+    refused(
+        &["devices", "bind", "ffff:ff:1f.7"],
+        &["no PCI function ffff:ff:1f.7", "ENODEV", "devices list"],
+    );
+    refused(
+        &["devices", "unbind", "ffff:ff:1f.6", "ffff:ff:1f.7"],
+        &["ffff:ff:1f.6", "ffff:ff:1f.7", "ENODEV"],
+    );
+    let uuid = "83b8f4f2-509f-382f-3c1e-e6bfe0fa1001";
+    refused(&["mdev", "create", "no-such-parent", "kind", "x"], &["`x`", "EINVAL", "try:"]);
+    refused(&["mdev", "create", "no-such-parent", "kind", uuid], &["no-such-parent", "ENODEV", "try:"]);
+    refused(&["mdev", "remove", "x"], &["`x`", "EINVAL"]);
+    refused(&["mdev", "remove", uuid], &[uuid, "ENODEV", "mdev list"]);
+}
+
+#[test]
+fn the_list_has_every_function_of_this_machine() {
+    let entries = match std::fs::read_dir("/sys/bus/pci/devices") {
+        Ok(entries) => entries,
+        Err(why) => {
+            println!("SKIPPED: no PCI: {why}");
+            return refused(&["devices", "list"], &["/sys/bus/pci/devices", "try:"]);
+        }
+    };
+    let mut expected: Vec<_> =
+        entries.map(|entry| entry.expect("an entry").file_name().into_string().expect("a name")).collect();
+    expected.sort();
+    let output = pollvisor(&["devices", "list", "--json"]);
+    assert!(output.status.success() && output.stderr.is_empty());
+    let list: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON alone on stdout");
+    let list = list.as_array().expect("a list");
+    let addresses: Vec<_> = list.iter().map(|device| device["address"].as_str().expect("one")).collect();
+    assert_eq!(addresses, expected);
+    for device in list {
+        let vendor = std::fs::read_to_string(format!(
+            "/sys/bus/pci/devices/{}/vendor",
+            device["address"].as_str().expect("an address")
+        ));
+        assert_eq!(device["vendor"].as_str(), vendor.ok().as_deref().map(str::trim));
+        assert!(device["obstacles"].is_array());
+    }
+    let table = pollvisor(&["devices", "list"]);
+    let table = String::from_utf8_lossy(&table.stdout);
+    assert!(expected.iter().all(|address| table.contains(address)), "{table}");
+    let mdev = pollvisor(&["mdev", "list", "--json"]);
+    let mdev: serde_json::Value = serde_json::from_slice(&mdev.stdout).expect("JSON alone on stdout");
+    assert!(mdev["types"].is_array() && mdev["devices"].is_array());
+}

@@ -4,8 +4,9 @@
 //! * [`sized`] ioctls whose struct says its own size
 //! * [`kvm`], [`vfio`], [`iommufd`] the kernel's objects · [`aio`] the completion ring read in user memory
 //! * [`doorbell`] shared memory that a producer rings · [`fd`] eventfds, epoll · [`mem`] mappings, locked pages
-//! * [`tsc`] the clock · [`sched`] priorities and signals · [`guest_code`] the built-in guest's instructions
+//! * [`tsc`] the clock · [`sched`] priorities and signals · [`access`] permissions · [`guest_code`] the built-in guest
 
+pub mod access;
 pub mod aio;
 pub mod doorbell;
 pub mod fd;

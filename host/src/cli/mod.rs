@@ -1,7 +1,15 @@
 //! The command line: Cloud Hypervisor's grammar of `key=value,…`, rt-tests' names for measuring.
 
+mod device;
+mod grammar;
+
+pub use crate::devices::DeviceAddress;
+pub use device::DeviceArg;
+
+use crate::pci::Bdf;
 use crate::pin::parse_list;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use grammar::{bracketed, duration, interval, number, options, split, switch};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -24,6 +32,61 @@ pub struct Cli {
 pub enum Command {
     /// Make a guest, send it interrupts, and print how long each stage took
     Run(Box<RunArgs>),
+    /// Show the host's PCI devices, and give them to vfio-pci or back
+    #[command(subcommand)]
+    Devices(DevicesCommand),
+    /// Show, create and remove mediated devices
+    #[command(subcommand)]
+    Mdev(MdevCommand),
+}
+
+/// `pollvisor devices`.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub enum DevicesCommand {
+    /// Show every PCI device, and what is in the way of assigning it
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Give devices to vfio-pci; refused for one that the host itself uses
+    Bind {
+        /// PCI addresses, such as 0000:01:00.0 or 01:00.0
+        #[arg(required = true, value_name = "BDF")]
+        addresses: Vec<Bdf>,
+    },
+    /// Give devices back to the host's drivers; waits while a VMM has one
+    Unbind {
+        /// PCI addresses, such as 0000:01:00.0 or 01:00.0
+        #[arg(required = true, value_name = "BDF")]
+        addresses: Vec<Bdf>,
+    },
+}
+
+/// `pollvisor mdev`.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub enum MdevCommand {
+    /// Show what can be created, and what there is
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Create a mediated device and print its UUID
+    Create {
+        /// Whose it is, as `mdev list` names it
+        parent: String,
+        /// Which kind, as `mdev list` names it
+        #[arg(value_name = "TYPE")]
+        kind: String,
+        /// Its name; a random one when not given
+        uuid: Option<String>,
+    },
+    /// Remove a mediated device
+    Remove {
+        /// Its name
+        uuid: String,
+    },
 }
 
 /// What signals.
@@ -136,52 +199,6 @@ pub struct CpusArg {
     pub affinity: Vec<(u32, usize)>,
 }
 
-/// Splits `key=value,key=value`, minding brackets.
-fn options(text: &str) -> Result<Vec<(&str, &str)>, String> {
-    let mut parts = Vec::new();
-    for part in split(text)? {
-        let pair = part.split_once('=').ok_or_else(|| format!("`{part}` is not key=value"))?;
-        if parts.iter().any(|(key, _)| *key == pair.0) {
-            return Err(format!("`{}` is given twice", pair.0));
-        }
-        parts.push(pair);
-    }
-    Ok(parts)
-}
-
-/// Splits at the commas that are not within brackets.
-fn split(text: &str) -> Result<Vec<&str>, String> {
-    let (mut parts, mut depth, mut from) = (Vec::new(), 0u32, 0);
-    for (at, letter) in text.char_indices() {
-        match letter {
-            '[' => depth += 1,
-            ']' => depth = depth.checked_sub(1).ok_or_else(|| format!("`{text}`: a ] too many"))?,
-            ',' if depth == 0 => {
-                parts.push(&text[from..at]);
-                from = at + 1;
-            }
-            _ => {}
-        }
-    }
-    if depth != 0 {
-        return Err(format!("`{text}`: a ] is missing"));
-    }
-    parts.push(&text[from..]);
-    Ok(parts)
-}
-
-fn number<T: std::str::FromStr>(key: &str, text: &str) -> Result<T, String> {
-    text.parse().map_err(|_| format!("{key}=`{text}` is not a number"))
-}
-
-fn switch(key: &str, text: &str) -> Result<bool, String> {
-    match text {
-        "on" => Ok(true),
-        "off" => Ok(false),
-        _ => Err(format!("{key}=`{text}`: on or off")),
-    }
-}
-
 fn poller(text: &str) -> Result<PollerArg, String> {
     let (mut cpu, mut fifo) = (None, None);
     for (key, value) in options(text)? {
@@ -212,15 +229,13 @@ fn cpus(text: &str) -> Result<CpusArg, String> {
 
 /// `[0@[2],1@[3]]`.
 fn pairs(text: &str) -> Result<Vec<(u32, usize)>, String> {
-    let inner =
-        |text: &'_ str| -> Option<String> { Some(text.strip_prefix('[')?.strip_suffix(']')?.to_string()) };
-    let list = inner(text).ok_or_else(|| format!("affinity=`{text}`: a list like [0@[2],1@[3]]"))?;
+    let list = bracketed(text).ok_or_else(|| format!("affinity=`{text}`: a list like [0@[2],1@[3]]"))?;
     let mut pairs: Vec<(u32, usize)> = Vec::new();
-    for part in split(&list)? {
+    for part in split(list)? {
         let wrong = || format!("affinity: `{part}` is not like 0@[2]");
         let (vcpu, cpus) = part.split_once('@').ok_or_else(wrong)?;
         let vcpu = number("affinity", vcpu)?;
-        let cpus = parse_list(&inner(cpus).ok_or_else(wrong)?)?;
+        let cpus = parse_list(bracketed(cpus).ok_or_else(wrong)?)?;
         let [cpu] = cpus[..] else { return Err(format!("affinity: vCPU {vcpu} needs exactly one CPU")) };
         if pairs.iter().any(|(other, _)| *other == vcpu) {
             return Err(format!("affinity: vCPU {vcpu} is given twice"));
@@ -228,31 +243,6 @@ fn pairs(text: &str) -> Result<Vec<(u32, usize)>, String> {
         pairs.push((vcpu, cpu));
     }
     Ok(pairs)
-}
-
-fn interval(text: &str) -> Result<Duration, String> {
-    time(text, "us")
-}
-
-fn duration(text: &str) -> Result<Duration, String> {
-    time(text, "s")
-}
-
-/// `10s`, `5m`, `1h`, `200us`, `1.5ms`; a bare number is in `unit`.
-fn time(text: &str, unit: &str) -> Result<Duration, String> {
-    let at = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let (value, given) = text.split_at(at);
-    let seconds = match if given.is_empty() { unit } else { given } {
-        "ns" => 1e-9,
-        "us" | "µs" => 1e-6,
-        "ms" => 1e-3,
-        "s" => 1.0,
-        "m" | "min" => 60.0,
-        "h" => 3600.0,
-        other => return Err(format!("`{other}` is not a unit of time; ns us ms s m h are")),
-    };
-    let value: f64 = value.parse().map_err(|_| format!("`{text}` is not a time"))?;
-    Duration::try_from_secs_f64(value * seconds).map_err(|_| format!("`{text}` is too long"))
 }
 
 #[cfg(test)]
@@ -282,20 +272,36 @@ mod tests {
     }
 
     #[test]
-    fn times() {
-        assert_eq!(interval("200"), Ok(Duration::from_micros(200)));
-        assert_eq!(duration("2"), Ok(Duration::from_secs(2)));
-        assert_eq!(duration("5m"), Ok(Duration::from_secs(300)));
-        assert_eq!(interval("1.5ms"), Ok(Duration::from_micros(1500)));
-        for wrong in ["", "s", "1x", "1..2s", "-1s", "9999999999999999999999h"] {
-            assert!(duration(wrong).is_err(), "{wrong}");
-        }
-    }
-
-    #[test]
     fn no_command_is_run() {
         let bare = Cli::parse_from(["pollvisor", "--vectors", "3"]);
         assert!(bare.command.is_none() && bare.run.vectors == 3);
         assert!(matches!(Cli::parse_from(["pollvisor", "run", "-D", "1s"]).command, Some(Command::Run(_))));
+    }
+
+    #[test]
+    fn device_commands() {
+        let parse = |words: &[&str]| Cli::try_parse_from([&["pollvisor"], words].concat());
+        let addresses =
+            vec!["01:00.0".parse().expect("an address"), "0001:02:00.1".parse().expect("an address")];
+        match parse(&["devices", "bind", "01:00.0", "0001:02:00.1"]).expect("valid").command {
+            Some(Command::Devices(command)) => assert_eq!(command, DevicesCommand::Bind { addresses }),
+            other => panic!("{other:?}"),
+        }
+        match parse(&["mdev", "create", "p", "t"]).expect("valid").command {
+            Some(Command::Mdev(MdevCommand::Create { parent, kind, uuid: None })) => {
+                assert_eq!((parent.as_str(), kind.as_str()), ("p", "t"));
+            }
+            other => panic!("{other:?}"),
+        }
+        for wrong in [
+            &["devices"][..],
+            &["devices", "bind"],
+            &["devices", "bind", "01:00"],
+            &["devices", "bind", "--force", "01:00.0"],
+            &["mdev", "create", "p"],
+            &["mdev", "remove"],
+        ] {
+            assert!(parse(wrong).is_err(), "{wrong:?}");
+        }
     }
 }
