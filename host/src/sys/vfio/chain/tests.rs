@@ -146,6 +146,9 @@ fn areas_that_are_not_the_regions() {
         let (area, error) = one(offset, length);
         assert_eq!(error, ChainError::AreaOutside { area, size: 0x4000 });
     }
+    let area = Area { offset: 0, size: PAGE };
+    let short = answer(CAPS | MMAP, PAGE - 1, &[areas(&[(0, PAGE)])]);
+    assert_eq!(refusal(&short), ChainError::AreaOutside { area, size: PAGE - 1 });
     for (offset, length) in [(1, PAGE), (0, 1), (0x800, 0x800)] {
         let (area, error) = one(offset, length);
         assert_eq!(error, ChainError::AreaMisaligned { area });
