@@ -20,6 +20,7 @@ pub struct Irqs {
     info: [Option<IrqInfo>; INDICES],
     triggers: Box<Vectors<Arc<EventFd>, MAX_VECTORS>>,
     singles: [Slot<Arc<EventFd>>; 2],
+    changes: u32,
 }
 
 impl Irqs {
@@ -40,7 +41,7 @@ impl Irqs {
             }
         }
         let triggers = Box::new(Vectors::new());
-        Ok(Self { device, described, info, triggers, singles: [Slot::new(), Slot::new()] })
+        Ok(Self { device, described, info, triggers, singles: [Slot::new(), Slot::new()], changes: 0 })
     }
 
     /// How many of a kind the device has.
@@ -53,6 +54,12 @@ impl Irqs {
     #[must_use]
     pub fn can_grow(&self, kind: Kind) -> bool {
         self.info[kind.index() as usize].is_some_and(|info| !info.noresize)
+    }
+
+    /// How often triggers were set.
+    #[must_use]
+    pub fn changes(&self) -> u32 {
+        self.changes
     }
 
     /// What the device is set up as.
@@ -84,6 +91,7 @@ impl Irqs {
             }
             self.keep(0, events)?;
         }
+        self.changes = self.changes.wrapping_add(1);
         self.become_kind(TypeEvent::Enable(kind))
     }
 
@@ -94,6 +102,7 @@ impl Irqs {
     pub fn add(&mut self, kind: Kind, vector: u32, event: &Arc<EventFd>) -> Result<()> {
         let data = [Some(event.as_fd())];
         let _all = self.request(kind.index(), vector, 1, IrqAction::Trigger, IrqData::Events(&data))?;
+        self.changes = self.changes.wrapping_add(1);
         self.keep(vector, std::slice::from_ref(event))
     }
 

@@ -8,16 +8,22 @@
 //! a hand-over or the end. The interrupt path never enters it.
 
 mod bars;
+mod fleet;
 mod intx;
 mod irqs;
+mod open;
 mod vectors;
 mod wiring;
 
+pub use fleet::{Fleet, News};
 pub use irqs::Irqs;
+pub use open::{Opener, Opening};
 pub use vectors::{Vector, Via};
 
+use crate::devices::Host;
+use crate::devices::affinity::set_irq_affinity;
 use crate::error::{Error, Result};
-use crate::pci::{BarKind, ConfigSpace, Function, HostConfig, Options, Written};
+use crate::pci::{BarKind, Bdf, ConfigSpace, Function, HostConfig, Options, Written};
 use crate::platform::{Parts, intx_pin};
 use crate::record::Figures;
 use crate::sys::fd::EventFd;
@@ -27,7 +33,7 @@ use bars::Bars;
 use pollvisor_core::irqfd::Outcome;
 use pollvisor_core::line::{InGate, IrqGate, Kind, Single};
 use pollvisor_core::msix::Access;
-use pollvisor_core::teardown::device::Closed;
+use pollvisor_core::teardown::device::{Closed, Opened};
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -50,6 +56,15 @@ pub struct AssignConfig {
     pub exclude_mmap_bars: Vec<u8>,
     /// The slot on the guest's bus; `None`: the next one.
     pub slot: Option<u8>,
+    /// The host's CPUs that take its interrupts; `None`: as they are.
+    pub irq_cpus: Option<(Bdf, Vec<usize>)>,
+}
+
+impl AssignConfig {
+    /// Whether whoever delivers hears of a line's end of interrupt; see [`intx`].
+    fn line_is_heard(&self, parts: &Parts) -> bool {
+        matches!(self.via, Via::Poller(_)) == parts.ioapic.is_some()
+    }
 }
 
 /// See the module's text.
@@ -58,6 +73,8 @@ pub struct Assigned {
     name: String,
     slot: OnceLock<u8>,
     parts: Arc<Parts>,
+    host: Host,
+    irq_cpus: Option<(Bdf, Vec<usize>)>,
     gate: IrqGate<Box<State>>,
     me: Weak<Self>,
     complaints: AtomicU32,
@@ -73,6 +90,8 @@ struct State {
     device: Arc<Device>,
     /// Where the BARs were placed first; the guest may have moved them.
     windows: Vec<(BarKind, u64, u64)>,
+    /// Whether it has an INTx that the guest gets.
+    line: bool,
 }
 
 /// The device's own configuration space.
@@ -95,47 +114,67 @@ impl Assigned {
     /// set up yet but INTx, as after a reset.
     ///
     /// # Errors
-    /// When it is no PCI device, contradicts itself, or needs more than is left: with what and how much.
-    pub fn new(device: Device, config: &AssignConfig, parts: &Arc<Parts>) -> Result<Arc<Self>> {
+    /// When it is no PCI device, contradicts itself, or needs more than is left: with what and how much. It is closed
+    /// then; the token is for the steps that are left.
+    pub fn new(
+        device: Device,
+        config: &AssignConfig,
+        parts: &Arc<Parts>,
+        host: &Host,
+    ) -> std::result::Result<Arc<Self>, (Error, Closed)> {
+        let made = Self::make(device, config, parts, host).map_err(|error| {
+            let Ok(unmapped) = Opened::new().back_out().unmap_bars(|| Ok::<_, Infallible>(()));
+            let Ok(closed) = unmapped.close_device(|| Ok::<_, Infallible>(()));
+            (error.context(&config.name), closed)
+        })?;
+        made.place(config).map_err(|error| match made.release() {
+            Some((closed, _)) => (error.context(&config.name), closed),
+            None => unreachable!("nobody else has it yet"),
+        })?;
+        Ok(made)
+    }
+
+    fn make(device: Device, config: &AssignConfig, parts: &Arc<Parts>, host: &Host) -> Result<Arc<Self>> {
         let device = Arc::new(device);
-        let told = |e: Error| e.context(&config.name);
         let info = device.info()?;
         if !info.pci {
-            return Err(told(Error::new("VFIO has it, but it is not a PCI device")));
+            return Err(Error::new("VFIO has it, but it is not a PCI device"));
         }
         // It may have been left in any state by whoever had it before.
         if info.reset {
-            device.reset().map_err(told)?;
+            device.reset()?;
         }
         let space = device.region(vb::VFIO_PCI_CONFIG_REGION_INDEX)?;
         let regions = (0..6).map(|index| device.region(index)).collect::<Result<Vec<_>>>()?;
         let mut sizes = [0; 6];
         sizes.iter_mut().zip(&regions).for_each(|(size, region)| *size = region.size);
         let irqs = Irqs::new(device.clone())?;
-        let options = Options { rom: false, intx: irqs.count(Kind::Intx) > 0 };
-        let mut shown = ConfigSpace::new(&Space(&device, &space), sizes, 0, &options).map_err(told)?;
-        let bars = Bars::new(&device, regions, &mut shown, &config.exclude_mmap_bars).map_err(told)?;
-        let wiring = Wiring::new(irqs, &mut shown, parts, &config.via).map_err(told)?;
-        let state = State { wiring, bars, config: shown, space, device, windows: Vec::new() };
-        let assigned = Arc::new_cyclic(|me| Self {
+        let line = irqs.count(Kind::Intx) > 0 && config.line_is_heard(parts);
+        if !line && irqs.count(Kind::Msi) == 0 && irqs.count(Kind::Msix) == 0 && irqs.count(Kind::Intx) > 0 {
+            return Err(Error::new("INTx is its only interrupt, and its end is not heard this way")
+                .remedy("polled delivery with --irqchip split, or irqfd delivery with --irqchip kernel"));
+        }
+        let options = Options { rom: false, intx: line };
+        let mut shown = ConfigSpace::new(&Space(&device, &space), sizes, 0, &options)?;
+        let bars = Bars::new(&device, regions, &mut shown, &config.exclude_mmap_bars)?;
+        let wiring = Wiring::new(irqs, &mut shown, parts, &config.via)?;
+        let state = State { wiring, bars, config: shown, space, device, windows: Vec::new(), line };
+        Ok(Arc::new_cyclic(|me| Self {
             name: config.name.clone(),
             slot: OnceLock::new(),
             parts: parts.clone(),
+            host: host.clone(),
+            irq_cpus: config.irq_cpus.clone(),
             gate: IrqGate::new(Box::new(state)),
             me: me.clone(),
             complaints: AtomicU32::new(0),
-        });
-        if let Err(error) = assigned.place(config) {
-            let _first_mistake_counts = assigned.release();
-            return Err(told(error));
-        }
-        Ok(assigned)
+        }))
     }
 
     /// Gives the BARs their places, and the device its slot and line.
     fn place(self: &Arc<Self>, config: &AssignConfig) -> Result<()> {
         let mut state = self.enter()?;
-        let State { wiring, config: shown, windows, .. } = &mut **state;
+        let State { wiring, config: shown, windows, line, .. } = &mut **state;
         for index in 0..6 {
             if let Some((kind, size)) = shown.bar(index).map(|bar| (bar.kind, bar.size)) {
                 let address = self.parts.windows().allocate(kind, size)?;
@@ -145,8 +184,28 @@ impl Assigned {
         }
         let slot = self.parts.pci.insert(config.slot, self.clone())?;
         let _only_once = self.slot.set(slot);
-        wiring.set_line(intx_pin(slot), &config.via)?;
-        wiring.follow(shown, &self.parts)
+        if *line {
+            wiring.set_line(intx_pin(slot), &config.via)?;
+        }
+        self.follow(&mut state)
+    }
+
+    /// Brings the interrupts about that the guest's registers ask for, and sends them to the CPUs they are for.
+    fn follow(&self, state: &mut State) -> Result<()> {
+        let before = state.wiring.changes();
+        let result = state.wiring.follow(&mut state.config, &self.parts);
+        self.send_to_cpus(before, state);
+        result
+    }
+
+    /// An interrupt that goes elsewhere is an interrupt all the same: a failure is said, and nothing else.
+    fn send_to_cpus(&self, before: u32, state: &State) {
+        if let Some((address, cpus)) = &self.irq_cpus
+            && state.wiring.changes() != before
+            && let Err(error) = set_irq_affinity(&self.host, *address, cpus)
+        {
+            self.complain(&error);
+        }
     }
 
     /// What it is called.
@@ -276,7 +335,7 @@ impl Assigned {
             result = result.and(state.bars.follow(&state.config, &self.parts, &self.me));
         }
         if written.msi.is_some() || written.msix.is_some() {
-            result = result.and(state.wiring.follow(&mut state.config, &self.parts));
+            result = result.and(self.follow(state));
         }
         if let Some(msi) = written.msi {
             state.wiring.send(&msi.fire, &self.parts);
@@ -333,10 +392,13 @@ impl Assigned {
                 let routes = written.routes.iter();
                 let routes: Vec<_> =
                     routes.map(|route| (usize::from(route.vector), route.message.map(Into::into))).collect();
-                if let Err(error) = wiring.update(&routes, &self.parts) {
+                let before = wiring.changes();
+                let updated = wiring.update(&routes, &self.parts);
+                wiring.send(&written.fire, &self.parts);
+                self.send_to_cpus(before, &state);
+                if let Err(error) = updated {
                     self.complain(&error);
                 }
-                wiring.send(&written.fire, &self.parts);
                 return;
             }
             if within(msix.pba) {

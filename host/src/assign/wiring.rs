@@ -57,29 +57,27 @@ impl Wiring {
         let count = usize::try_from(count).unwrap_or(usize::MAX);
         // The last one is INTx's.
         let reserved = parts.routes.allocate(count + 1)?;
-        let mut vectors = Vec::new();
-        for gsi in reserved {
-            match Vector::new(gsi, parts.routes.slot(gsi), via.clone()) {
-                Ok(vector) => vectors.push(vector),
-                Err(error) => {
-                    let _all_of_them = parts.routes.free(&reserved_of(&vectors));
-                    return Err(error);
-                }
-            }
-        }
+        let made = reserved.iter().map(|gsi| Vector::new(*gsi, parts.routes.slot(*gsi), via.clone()));
+        let vectors = made.collect::<Result<Vec<_>>>().inspect_err(|_| {
+            let _given_back = parts.routes.free(&reserved);
+        })?;
         let messages = vec![None; vectors.len()];
         Ok(Self { irqs, vectors, messages, intx: None, stage: Stage::Opened(Opened::new()) })
     }
 
-    /// Gives the device's INTx, if it has one, a pin of the I/O APIC.
+    /// How often triggers were set since the device was opened.
+    #[must_use]
+    pub fn changes(&self) -> u32 {
+        self.irqs.changes()
+    }
+
+    /// Gives the device's INTx a pin of the I/O APIC.
     ///
     /// # Errors
     /// EMFILE.
     pub fn set_line(&mut self, pin: u8, via: &Via) -> Result<()> {
         let (Some(last), Ok(pin)) = (self.vectors.last(), Pin::new(pin)) else { return Ok(()) };
-        if self.irqs.count(Kind::Intx) > 0 {
-            self.intx = Some(Intx::new(pin, last.slot(), via.clone())?);
-        }
+        self.intx = Some(Intx::new(pin, last.slot(), via.clone())?);
         Ok(())
     }
 

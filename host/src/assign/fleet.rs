@@ -1,0 +1,324 @@
+//! The devices of a VM, and the thread that hears when one has to go: the host wants it back, it failed, or a sibling in
+//! its IOMMU group got a host driver.
+//!
+//! ```text
+//!  sysfs unbind ─► VFIO: request eventfd ─┐
+//!  AER ─► VFIO: error eventfd ────────────┼─► watch ─► release: disable, deafen, unroute, unmap, close ─► the kernel goes on
+//!  uevents ─► core::group's notifier ─────┘
+//! ```
+
+use super::{AssignConfig, Assigned, Opener, Opening};
+use crate::devices::{Action, DeviceAddress, Heard, Host, Uevent, Uevents};
+use crate::error::{Error, Result};
+use crate::platform::Parts;
+use crate::sys::fd::{Epoll, EpollEvent, EventFd};
+use pollvisor_core::group::{BusEvent, Notice};
+use pollvisor_core::line::Single;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use vm_memory::GuestMemoryMmap;
+
+/// Why a device went by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum News {
+    /// The host wanted it back.
+    WantedBack(String),
+    /// It reported an error that it does not recover from.
+    Failed(String),
+    /// A device of its IOMMU group got a driver of the host's: they share a DMA domain.
+    Unsafe {
+        /// The device.
+        name: String,
+        /// The other one.
+        sibling: String,
+    },
+}
+
+impl std::fmt::Display for News {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::WantedBack(name) => {
+                write!(f, "{name}: the host wants it back; it was taken from the guest")
+            }
+            Self::Failed(name) => write!(f, "{name}: it reported a fatal error; it was taken from the guest"),
+            Self::Unsafe { name, sibling } => write!(
+                f,
+                "{name}: {sibling} of its IOMMU group got a driver of the host's; it was taken from the guest"
+            ),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Entry {
+    number: u64,
+    device: Arc<Assigned>,
+    opening: Opening,
+    events: [Arc<EventFd>; 2],
+}
+
+/// The singles, in the order of [`Entry::events`].
+const SINGLES: [Single; 2] = [Single::Request, Single::Error];
+const STOP: u64 = u64::MAX;
+const UEVENTS: u64 = u64::MAX - 1;
+
+/// What the fleet's thread and its owner share.
+#[derive(Debug)]
+pub struct Inner {
+    parts: Arc<Parts>,
+    host: Host,
+    opener: Opener,
+    entries: Mutex<(u64, Vec<Entry>)>,
+    news: Mutex<Vec<News>>,
+    epoll: Epoll,
+    stop: EventFd,
+    stopping: AtomicBool,
+    uevents: Uevents,
+}
+
+/// See the module's text. Dropping it takes all devices from the guest and closes them.
+#[derive(Debug)]
+pub struct Fleet {
+    inner: Arc<Inner>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Fleet {
+    /// An empty fleet of a VM with this memory.
+    ///
+    /// # Errors
+    /// When descriptors or threads run out.
+    pub fn start(host: Host, parts: &Arc<Parts>, memory: Arc<GuestMemoryMmap>) -> Result<Self> {
+        let (epoll, stop, uevents) = (Epoll::new()?, EventFd::new()?, Uevents::new()?);
+        epoll.add(stop.as_fd(), STOP)?;
+        epoll.add(uevents.as_fd(), UEVENTS)?;
+        let inner = Arc::new(Inner {
+            opener: Opener::new(host.clone(), parts.vm.clone(), memory),
+            host,
+            parts: parts.clone(),
+            entries: Mutex::default(),
+            news: Mutex::default(),
+            epoll,
+            stop,
+            stopping: AtomicBool::new(false),
+            uevents,
+        });
+        let its = inner.clone();
+        let thread = std::thread::Builder::new().name("pv-devices".into()).spawn(move || its.watch());
+        let thread = thread.map_err(|e| Error::os("starting pv-devices", &e))?;
+        Ok(Self { inner, thread: Some(thread) })
+    }
+
+    /// Opens a device and puts it on the guest's bus.
+    ///
+    /// # Errors
+    /// What is in the way, and what to do; nothing is left open.
+    pub fn attach(
+        &self,
+        address: DeviceAddress,
+        iommufd: Option<bool>,
+        config: &AssignConfig,
+    ) -> Result<Arc<Assigned>> {
+        let inner = &self.inner;
+        let (file, opening) = inner.opener.open(address, iommufd)?;
+        let device = match Assigned::new(file, config, &inner.parts, &inner.host) {
+            Ok(device) => device,
+            Err((error, closed)) => {
+                let _gone = inner.opener.close(opening, closed);
+                return Err(error);
+            }
+        };
+        let mut entries = inner.entries();
+        entries.0 += 1;
+        let number = entries.0;
+        let events = match inner.listen(&device, number) {
+            Ok(events) => events,
+            Err(error) => {
+                drop(entries);
+                let _first_mistake_counts = inner.close(&device, opening);
+                return Err(error);
+            }
+        };
+        entries.1.push(Entry { number, device: device.clone(), opening, events });
+        Ok(device)
+    }
+
+    /// Takes a device from the guest and closes it. False: it had gone by itself.
+    ///
+    /// # Errors
+    /// What did not go as it should; it is closed all the same.
+    pub fn detach(&self, device: &Arc<Assigned>) -> Result<bool> {
+        self.inner.detach(|entry| Arc::ptr_eq(&entry.device, device)).unwrap_or(Ok(false))
+    }
+
+    /// The devices that are there now.
+    #[must_use]
+    pub fn devices(&self) -> Vec<Arc<Assigned>> {
+        self.inner.entries().1.iter().map(|entry| entry.device.clone()).collect()
+    }
+
+    /// What went by itself since it was last asked.
+    #[must_use]
+    pub fn news(&self) -> Vec<News> {
+        std::mem::take(&mut *self.inner.news.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Whether what is counted of groups and containers agrees with what is open.
+    #[must_use]
+    pub fn is_consistent(&self) -> bool {
+        self.inner.opener.is_consistent()
+    }
+}
+
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        self.inner.stopping.store(true, Ordering::Release);
+        self.inner.stop.signal(1);
+        if let Some(thread) = self.thread.take() {
+            let _ended = thread.join();
+        }
+        while let Some(result) = self.inner.detach(|_| true) {
+            if let Err(error) = result {
+                eprintln!("pollvisor: {error}");
+            }
+        }
+    }
+}
+
+impl Inner {
+    fn entries(&self) -> MutexGuard<'_, (u64, Vec<Entry>)> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn listen(&self, device: &Assigned, number: u64) -> Result<[Arc<EventFd>; 2]> {
+        let events = [Arc::new(EventFd::new()?), Arc::new(EventFd::new()?)];
+        for ((event, single), place) in events.iter().zip(SINGLES).zip(0..) {
+            self.epoll.add(event.as_fd(), number * 2 + place)?;
+            let _it_can = device.listen(single, event)?;
+        }
+        Ok(events)
+    }
+
+    /// Takes the first device that `which` picks; None: there was none.
+    fn detach(&self, which: impl Fn(&Entry) -> bool) -> Option<Result<bool>> {
+        let mut entries = self.entries();
+        let at = entries.1.iter().position(which)?;
+        let Entry { device, opening, events, .. } = entries.1.remove(at);
+        drop(entries);
+        for event in &events {
+            self.epoll.remove(event.as_fd());
+        }
+        Some(self.close(&device, opening).map(|()| true))
+    }
+
+    fn close(&self, device: &Assigned, opening: Opening) -> Result<()> {
+        // Only entries are released, and an entry is taken once.
+        let Some((closed, result)) = device.release() else { return Ok(()) };
+        let _gone = self.opener.close(opening, closed);
+        result
+    }
+
+    fn watch(&self) {
+        let mut events = [EpollEvent { events: 0, u64: 0 }; 16];
+        while !self.stopping.load(Ordering::Acquire) {
+            let count = self.epoll.wait(&mut events, -1);
+            for event in &events[..count] {
+                match event.u64 {
+                    STOP => {}
+                    UEVENTS => self.hear(),
+                    token => self.called(token),
+                }
+            }
+        }
+    }
+
+    /// A device's own event.
+    fn called(&self, token: u64) {
+        let (number, failed) = (token / 2, token % 2 == 1);
+        let name = {
+            let entries = self.entries();
+            let Some(entry) = entries.1.iter().find(|entry| entry.number == number) else { return };
+            if entry.events[usize::from(failed)].take() == 0 {
+                return;
+            }
+            entry.device.name().to_string()
+        };
+        let news = if failed { News::Failed(name) } else { News::WantedBack(name) };
+        self.let_go(news, |entry| entry.number == number);
+    }
+
+    fn let_go(&self, news: News, which: impl Fn(&Entry) -> bool) {
+        let Some(result) = self.detach(which) else { return };
+        eprintln!("pollvisor: {news}");
+        if let Err(error) = result {
+            eprintln!("pollvisor: {error}");
+        }
+        self.news.lock().unwrap_or_else(PoisonError::into_inner).push(news);
+    }
+
+    fn hear(&self) {
+        // As many as there are now; the rest wakes again.
+        for _ in 0..64 {
+            match self.uevents.next() {
+                Ok(Some(Heard::Event(event))) => self.told(&event),
+                Ok(Some(Heard::Overrun)) => {
+                    for (group, sibling, notice) in self.opener.look_again() {
+                        self.take_notice(group, &sibling, notice);
+                    }
+                }
+                Ok(None) => return,
+                Err(error) => {
+                    eprintln!("pollvisor: {error}");
+                    return;
+                }
+            }
+        }
+    }
+
+    fn told(&self, event: &Uevent) {
+        if !matches!(event.subsystem.as_deref(), Some("pci" | "mdev")) {
+            return;
+        }
+        let Some((_, name)) = event.devpath.rsplit_once('/') else { return };
+        let change = match event.action {
+            Action::Add => BusEvent::Add,
+            Action::Remove => BusEvent::Del,
+            Action::Unbind => BusEvent::Unbound,
+            Action::Bind => {
+                let groups: Vec<_> = self.entries().1.iter().map(|entry| entry.opening.group()).collect();
+                let holder = groups.into_iter().find_map(|group| self.opener.holder(group, name));
+                let Some(holder) = holder else { return };
+                BusEvent::Bound(holder)
+            }
+            _ => return,
+        };
+        if let Some((group, notice)) = self.opener.notify(name, change) {
+            self.take_notice(group, name, notice);
+        }
+    }
+
+    fn take_notice(&self, group: u32, sibling: &str, notice: Notice) {
+        match notice {
+            Notice::Fine | Notice::AlreadyKnown => {}
+            Notice::AddedWhileLive => {
+                eprintln!(
+                    "pollvisor: {sibling} appeared in IOMMU group {group}, which is in use; leave it without a driver"
+                );
+            }
+            Notice::Fatal => loop {
+                let name = {
+                    let entries = self.entries();
+                    let entry = entries.1.iter().find(|entry| entry.opening.group() == group);
+                    match entry {
+                        Some(entry) => entry.device.name().to_string(),
+                        None => return,
+                    }
+                };
+                let news = News::Unsafe { name, sibling: sibling.to_string() };
+                self.let_go(news, |entry| entry.opening.group() == group);
+            },
+        }
+    }
+}
