@@ -167,12 +167,19 @@ impl Platform {
     }
 }
 
-impl Drop for Platform {
-    fn drop(&mut self) {
-        // The bus's own devices refer to the parts that hold the bus.
+impl Platform {
+    /// Takes its own devices off the buses; an access finds nobody from here on.
+    pub fn remove_buses(&self) {
         self.parts.buses.remove_memory(ECAM_BASE);
         self.parts.buses.remove_ports(CONFIG_PORTS);
         self.parts.buses.remove_memory(IOAPIC_BASE);
+    }
+}
+
+impl Drop for Platform {
+    fn drop(&mut self) {
+        // They refer to the parts that hold the bus.
+        self.remove_buses();
     }
 }
 

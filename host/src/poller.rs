@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 /// What others may know of a running poller.
 #[derive(Debug, Default)]
@@ -98,6 +99,21 @@ impl PollerThread {
     #[must_use]
     pub fn exchange(&self) -> &Exchange {
         &self.exchange
+    }
+
+    /// What it measured since it was last asked; `None` when it does not answer within a second.
+    #[must_use]
+    pub fn take_figures(&self, empty: Box<Figures>) -> Option<Box<Figures>> {
+        self.exchange.ask(empty);
+        nudge(&self.port);
+        let began = Instant::now();
+        while began.elapsed().as_secs() < 1 {
+            if let Some(figures) = self.exchange.take() {
+                return Some(figures);
+            }
+            std::thread::sleep(Duration::from_micros(50));
+        }
+        None
     }
 
     /// What its placement lacks.

@@ -5,6 +5,7 @@
 //!   0x40000 + 4 KiB n: stack of vCPU n            2 MiB + 32 KiB n: records of vCPU n
 //! ```
 
+pub mod driver;
 pub mod puppet;
 
 use crate::error::{Error, Result};

@@ -2,10 +2,12 @@
 //! signal announced, so a run answers every signal up to that number that no run before it did, and its latency is
 //! that of the oldest of them.
 
+use crate::clock::Clock;
 use crate::guest::Guest;
 use crate::record::{Figures, Stage};
 use crate::session::Session;
 use crate::sys::guest_code::RUNS_KEPT;
+use pollvisor_core::ids::VcpuId;
 use std::time::{Duration, Instant};
 
 /// Signals whose times are kept per vector.
@@ -27,11 +29,34 @@ pub(super) struct Watched {
     times: [u64; KEPT],
 }
 
+/// Whose handlers run where.
+#[derive(Debug)]
+pub(super) struct Targets<'a> {
+    /// The guest; none: no handler runs.
+    pub guest: Option<&'a Guest>,
+    /// Each vector's vCPU and gate.
+    pub vectors: Vec<(VcpuId, u8)>,
+    /// What is to be taken off the guest's time to make it the host's.
+    pub tsc_offset: u64,
+    pub clock: Clock,
+}
+
+impl<'a> Targets<'a> {
+    /// Those of a session.
+    pub fn of(session: &'a Session) -> Self {
+        Self {
+            guest: session.guest(),
+            vectors: (0..session.vectors()).map(|vector| session.target(vector)).collect(),
+            tsc_offset: session.tsc_offset(),
+            clock: session.clock(),
+        }
+    }
+}
+
 /// See the module's text.
 #[derive(Debug)]
 pub(super) struct Handlers<'a> {
-    session: &'a Session,
-    guest: Option<&'a Guest>,
+    targets: Targets<'a>,
     pub vectors: Vec<Watched>,
 }
 
@@ -40,20 +65,20 @@ fn place(number: u64) -> usize {
 }
 
 impl<'a> Handlers<'a> {
-    pub fn new(session: &'a Session) -> Self {
-        let guest = session.guest();
-        let watch = |vector| {
-            let (vcpu, idt) = session.target(vector);
-            let (seen, announced) = guest.map_or((0, 0), |g| (g.handled(vcpu, idt), g.announced(vcpu, idt)));
+    pub fn new(targets: Targets<'a>) -> Self {
+        let watch = |(vcpu, idt): &(VcpuId, u8)| {
+            let known = |g: &Guest| (g.handled(*vcpu, *idt), g.announced(*vcpu, *idt));
+            let (seen, announced) = targets.guest.map_or((0, 0), known);
             Watched { runs: 0, seen, announced, answered: announced, early: false, times: [0; KEPT] }
         };
-        Self { session, guest, vectors: (0..session.vectors()).map(watch).collect() }
+        let vectors = targets.vectors.iter().map(watch).collect();
+        Self { targets, vectors }
     }
 
     /// Before a signal is made.
     pub fn announce(&mut self, vector: usize) {
-        let Some(guest) = self.guest else { return };
-        let (vcpu, idt) = self.session.target(vector);
+        let Some(guest) = self.targets.guest else { return };
+        let (vcpu, idt) = self.targets.vectors[vector];
         let watched = &mut self.vectors[vector];
         watched.announced += 1;
         guest.announce(vcpu, idt, watched.announced);
@@ -67,8 +92,8 @@ impl<'a> Handlers<'a> {
 
     /// Records the runs that are new.
     pub fn look(&mut self, vector: usize, figures: &mut Figures) {
-        let Some(guest) = self.guest else { return };
-        let (vcpu, idt) = self.session.target(vector);
+        let Some(guest) = self.targets.guest else { return };
+        let (vcpu, idt) = self.targets.vectors[vector];
         let handled = guest.handled(vcpu, idt);
         let watched = &mut self.vectors[vector];
         watched.runs += handled - watched.seen;
@@ -82,7 +107,7 @@ impl<'a> Handlers<'a> {
                 // Its signal was answered by the run before, which saw it announced already.
                 continue;
             }
-            let ran = time.wrapping_sub(self.session.tsc_offset());
+            let ran = time.wrapping_sub(self.targets.tsc_offset);
             let made = watched.times[place(oldest)];
             if ran < made {
                 // The run of an older signal that was answered already; it began before this one was made, and read the
@@ -94,7 +119,7 @@ impl<'a> Handlers<'a> {
             if watched.announced - oldest >= KEPT as u64 {
                 figures.unstamped += 1;
             } else {
-                figures.record(vector, Stage::SignalToHandler, self.session.clock().ns(ran - made));
+                figures.record(vector, Stage::SignalToHandler, self.targets.clock.ns(ran - made));
             }
         }
         watched.seen = handled;
@@ -102,7 +127,7 @@ impl<'a> Handlers<'a> {
 
     /// Waits for the last handlers, up to a tenth of a second since anything moved.
     pub fn finish(&mut self, figures: &mut Figures) {
-        if self.guest.is_none() {
+        if self.targets.guest.is_none() {
             return;
         }
         let mut moved = Instant::now();

@@ -1,6 +1,7 @@
 //! The producer: signals the vectors in turn, and watches the guest's handlers.
 
-use super::handlers::Handlers;
+use super::handlers::{Handlers, Targets};
+use crate::clock::Clock;
 use crate::record::{Figures, Stage};
 use crate::session::{Delivery, Session, Signaller};
 use crate::sys::sched;
@@ -49,7 +50,7 @@ pub fn produce(
     let vectors = session.vectors();
     let mut sent = vec![0; vectors];
     let mut figures = Figures::new(stages, vectors, each_vector);
-    let mut handlers = Handlers::new(session);
+    let mut handlers = Handlers::new(Targets::of(session));
     let end = clock.now().saturating_add(clock.cycles(duration));
     let step = clock.cycles(interval);
     let mut next = clock.now();
@@ -71,14 +72,14 @@ pub fn produce(
         }
         vector = if vector + 1 == vectors { 0 } else { vector + 1 };
         next = (next + step).max(clock.now());
-        pause_until(session, next, interval);
+        pause_until(clock, next, interval);
     }
     handlers.finish(&mut figures);
     Produced { sent, figures, handled: handlers.vectors.iter().map(|vector| vector.runs).collect() }
 }
 
-fn pause_until(session: &Session, next: u64, interval: Duration) {
-    let clock = session.clock();
+/// Waits until a time of the clock.
+pub(super) fn pause_until(clock: Clock, next: u64, interval: Duration) {
     loop {
         let left = next.saturating_sub(clock.now());
         if left == 0 {

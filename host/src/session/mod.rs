@@ -2,8 +2,10 @@
 //!
 //! Vector `v` (from 0) is GSI `v`; its message goes to vCPU `v mod n`, interrupt vector `0x20 + v div n`.
 
+mod devices;
 mod signaller;
 
+pub use devices::{DeviceSession, DeviceSessionConfig};
 pub use signaller::Signaller;
 
 use signaller::Kind;
@@ -271,17 +273,7 @@ impl Session {
     /// What was measured since it was last asked; `None` when a poller does not answer within a second, or there is none.
     #[must_use]
     pub fn take_figures(&self, empty: Box<Figures>) -> Option<Box<Figures>> {
-        let poller = self.poller.as_ref()?;
-        poller.exchange().ask(empty);
-        crate::poller::nudge(poller.port());
-        let began = std::time::Instant::now();
-        while began.elapsed().as_secs() < 1 {
-            if let Some(figures) = poller.exchange().take() {
-                return Some(figures);
-            }
-            std::thread::sleep(std::time::Duration::from_micros(50));
-        }
-        None
+        self.poller.as_ref()?.take_figures(empty)
     }
 
     /// The first vCPU that ended by itself, if any: the session is over then.
