@@ -1,12 +1,15 @@
 //! Ioctls as a table: one constant each, its number made from the type that it carries.
 //!
-//! `_IOC(dir, type, nr, size)` of `asm-generic/ioctl.h`. VFIO's numbers carry no size; their structs say it in
-//! `argsz`.
+//! `_IOC(dir, type, nr, size)` of `asm-generic/ioctl.h`. VFIO's and iommufd's numbers carry no size; their structs
+//! say it, see [`super::sized`].
 
 use crate::error::{Error, Result};
+use iommufd_bindings as ib;
 use kvm_bindings as kb;
+use std::ffi::c_char;
 use std::marker::PhantomData;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use vfio_bindings::bindings::vfio as vb;
 
 const NONE: u32 = 0;
 const WRITE: u32 = 1;
@@ -59,6 +62,12 @@ const fn ior<T>(nr: u32, name: &'static str, capability: Option<u32>) -> Ioctl<T
 const fn iowr<T>(nr: u32, name: &'static str, capability: Option<u32>) -> Ioctl<T> {
     make(ioc(READ | WRITE, KVMIO, nr, size_of::<T>()), name, capability)
 }
+const fn vfio<T>(nr: u32, name: &'static str) -> Ioctl<T> {
+    make(ioc(NONE, vb::VFIO_TYPE as u32, vb::VFIO_BASE + nr, 0), name, None)
+}
+const fn iommufd<T>(nr: u32, name: &'static str) -> Ioctl<T> {
+    make(ioc(NONE, ib::IOMMUFD_TYPE as u32, nr, 0), name, None)
+}
 
 macro_rules! table {
     ($($name:ident : $type:ty = $make:expr;)*) => {
@@ -96,19 +105,32 @@ table! {
     KVM_SET_MP_STATE: kb::kvm_mp_state = iow(0x99, "KVM_SET_MP_STATE", Some(kb::KVM_CAP_MP_STATE));
     KVM_ENABLE_CAP: kb::kvm_enable_cap = iow(0xa3, "KVM_ENABLE_CAP", Some(kb::KVM_CAP_ENABLE_CAP_VM));
     KVM_SIGNAL_MSI: kb::kvm_msi = iow(0xa5, "KVM_SIGNAL_MSI", Some(kb::KVM_CAP_SIGNAL_MSI));
+    KVM_CREATE_DEVICE: kb::kvm_create_device = iowr(0xe0, "KVM_CREATE_DEVICE", Some(kb::KVM_CAP_DEVICE_CTRL));
     KVM_SET_DEVICE_ATTR: kb::kvm_device_attr = iow(0xe1, "KVM_SET_DEVICE_ATTR", Some(kb::KVM_CAP_DEVICE_CTRL));
     KVM_GET_DEVICE_ATTR: kb::kvm_device_attr = iow(0xe2, "KVM_GET_DEVICE_ATTR", Some(kb::KVM_CAP_DEVICE_CTRL));
-    VFIO_GET_API_VERSION: () = make(vfio_nr(0), "VFIO_GET_API_VERSION", None);
-    VFIO_CHECK_EXTENSION: () = make(vfio_nr(1), "VFIO_CHECK_EXTENSION", None);
-}
-
-const fn vfio_nr(nr: u32) -> u32 {
-    ioc(
-        NONE,
-        vfio_bindings::bindings::vfio::VFIO_TYPE as u32,
-        vfio_bindings::bindings::vfio::VFIO_BASE + nr,
-        0,
-    )
+    VFIO_GET_API_VERSION: () = vfio(0, "VFIO_GET_API_VERSION");
+    VFIO_CHECK_EXTENSION: () = vfio(1, "VFIO_CHECK_EXTENSION");
+    VFIO_SET_IOMMU: () = vfio(2, "VFIO_SET_IOMMU");
+    VFIO_GROUP_GET_STATUS: vb::vfio_group_status = vfio(3, "VFIO_GROUP_GET_STATUS");
+    VFIO_GROUP_SET_CONTAINER: i32 = vfio(4, "VFIO_GROUP_SET_CONTAINER");
+    VFIO_GROUP_UNSET_CONTAINER: () = vfio(5, "VFIO_GROUP_UNSET_CONTAINER");
+    VFIO_GROUP_GET_DEVICE_FD: c_char = vfio(6, "VFIO_GROUP_GET_DEVICE_FD");
+    VFIO_DEVICE_GET_INFO: vb::vfio_device_info = vfio(7, "VFIO_DEVICE_GET_INFO");
+    VFIO_DEVICE_GET_REGION_INFO: vb::vfio_region_info = vfio(8, "VFIO_DEVICE_GET_REGION_INFO");
+    VFIO_DEVICE_GET_IRQ_INFO: vb::vfio_irq_info = vfio(9, "VFIO_DEVICE_GET_IRQ_INFO");
+    VFIO_DEVICE_SET_IRQS: vb::vfio_irq_set = vfio(10, "VFIO_DEVICE_SET_IRQS");
+    VFIO_DEVICE_RESET: () = vfio(11, "VFIO_DEVICE_RESET");
+    VFIO_IOMMU_GET_INFO: vb::vfio_iommu_type1_info = vfio(12, "VFIO_IOMMU_GET_INFO");
+    VFIO_IOMMU_MAP_DMA: vb::vfio_iommu_type1_dma_map = vfio(13, "VFIO_IOMMU_MAP_DMA");
+    VFIO_IOMMU_UNMAP_DMA: vb::vfio_iommu_type1_dma_unmap = vfio(14, "VFIO_IOMMU_UNMAP_DMA");
+    VFIO_DEVICE_BIND_IOMMUFD: vb::vfio_device_bind_iommufd = vfio(18, "VFIO_DEVICE_BIND_IOMMUFD");
+    VFIO_DEVICE_ATTACH_IOMMUFD_PT: vb::vfio_device_attach_iommufd_pt = vfio(19, "VFIO_DEVICE_ATTACH_IOMMUFD_PT");
+    VFIO_DEVICE_DETACH_IOMMUFD_PT: vb::vfio_device_detach_iommufd_pt = vfio(20, "VFIO_DEVICE_DETACH_IOMMUFD_PT");
+    IOMMU_DESTROY: ib::iommu_destroy = iommufd(ib::IOMMUFD_CMD_DESTROY, "IOMMU_DESTROY");
+    IOMMU_IOAS_ALLOC: ib::iommu_ioas_alloc = iommufd(ib::IOMMUFD_CMD_IOAS_ALLOC, "IOMMU_IOAS_ALLOC");
+    IOMMU_IOAS_IOVA_RANGES: ib::iommu_ioas_iova_ranges = iommufd(ib::IOMMUFD_CMD_IOAS_IOVA_RANGES, "IOMMU_IOAS_IOVA_RANGES");
+    IOMMU_IOAS_MAP: ib::iommu_ioas_map = iommufd(ib::IOMMUFD_CMD_IOAS_MAP, "IOMMU_IOAS_MAP");
+    IOMMU_IOAS_UNMAP: ib::iommu_ioas_unmap = iommufd(ib::IOMMUFD_CMD_IOAS_UNMAP, "IOMMU_IOAS_UNMAP");
 }
 
 /// An ioctl that carries a number or nothing.
@@ -125,12 +147,12 @@ pub fn value(fd: BorrowedFd<'_>, ioctl: &Ioctl<()>, argument: usize) -> Result<i
 ///
 /// # Safety
 /// Pointers inside `argument` must be valid for what the kernel does with them, for as long as it does, and a
-/// variable-length array that it says it has must follow it.
+/// variable-length array that it says it has must follow it. Where it says its own size, that is no lie.
 ///
 /// # Errors
 /// The kernel's, naming the ioctl.
 pub unsafe fn read<T>(fd: BorrowedFd<'_>, ioctl: &Ioctl<T>, argument: *const T) -> Result<i32> {
-    // SAFETY: the number says how much is read, and it was made from `T`; for the rest the caller vouches.
+    // SAFETY: the number was made from `T` and says how much is read, or `T` itself says it; for the rest the caller vouches.
     let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::c_ulong::from(ioctl.number), argument) };
     checked(ioctl.name, result)
 }
@@ -143,7 +165,7 @@ pub unsafe fn read<T>(fd: BorrowedFd<'_>, ioctl: &Ioctl<T>, argument: *const T) 
 /// # Errors
 /// The kernel's, naming the ioctl.
 pub unsafe fn write<T>(fd: BorrowedFd<'_>, ioctl: &Ioctl<T>, argument: *mut T) -> Result<i32> {
-    // SAFETY: the number says how much is written, and it was made from `T`; for the rest the caller vouches.
+    // SAFETY: the number was made from `T` and says how much is written, or `T` itself says it; for the rest the caller vouches.
     let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::c_ulong::from(ioctl.number), argument) };
     checked(ioctl.name, result)
 }
@@ -175,6 +197,17 @@ mod tests {
             ("KVM_SET_MP_STATE", 0x4004_ae99),
             ("VFIO_GET_API_VERSION", 0x3b64),
             ("VFIO_CHECK_EXTENSION", 0x3b65),
+            ("KVM_CREATE_DEVICE", 0xc00c_aee0),
+            ("VFIO_GROUP_GET_DEVICE_FD", 0x3b6a),
+            ("VFIO_DEVICE_SET_IRQS", 0x3b6e),
+            ("VFIO_IOMMU_UNMAP_DMA", 0x3b72),
+            ("VFIO_DEVICE_BIND_IOMMUFD", 0x3b76),
+            ("VFIO_DEVICE_DETACH_IOMMUFD_PT", 0x3b78),
+            ("IOMMU_DESTROY", 0x3b80),
+            ("IOMMU_IOAS_ALLOC", 0x3b81),
+            ("IOMMU_IOAS_IOVA_RANGES", 0x3b84),
+            ("IOMMU_IOAS_MAP", 0x3b85),
+            ("IOMMU_IOAS_UNMAP", 0x3b86),
         ] {
             let entry = TABLE.iter().find(|entry| entry.0 == name).expect(name);
             assert_eq!(entry.1, number, "{name} is {:#x}", entry.1);

@@ -1,7 +1,8 @@
 //! The floor: every `unsafe` block and every raw system call of this crate is in here, behind safe functions.
 //!
 //! * [`ioctl`] the table of ioctls: number derived from the struct it carries, capability beside it
-//! * [`kvm`], [`vfio`] the kernel's objects · [`aio`] the completion ring read in user memory
+//! * [`sized`] ioctls whose struct says its own size
+//! * [`kvm`], [`vfio`], [`iommufd`] the kernel's objects · [`aio`] the completion ring read in user memory
 //! * [`doorbell`] shared memory that a producer rings · [`fd`] eventfds, epoll · [`mem`] mappings, locked pages
 //! * [`tsc`] the clock · [`sched`] priorities and signals · [`guest_code`] the built-in guest's instructions
 
@@ -10,8 +11,10 @@ pub mod doorbell;
 pub mod fd;
 pub mod guest_code;
 pub mod ioctl;
+pub mod iommufd;
 pub mod kvm;
 pub mod mem;
 pub mod sched;
+pub mod sized;
 pub mod tsc;
 pub mod vfio;

@@ -1,5 +1,6 @@
 //! Handles of KVM's objects: one method per ioctl, the structs of kvm-bindings, no policy.
 
+pub mod device;
 mod vcpu;
 
 pub use vcpu::{Exit, VcpuFd};
