@@ -1,8 +1,10 @@
 //! What is tested on devices that a kernel hands out by VFIO. It runs in the machine that `tests/lab` emulates (or on
 //! any that has such devices, their addresses in `IGB`, `E1000E`, `EDU`, `NVME`, `IVSHMEM`).
 
+pub mod assigned;
 pub mod devices;
 pub mod runner;
+pub mod scenarios;
 
 use pollvisor::error::{Error, Result};
 use pollvisor::pci::Bdf;
@@ -106,8 +108,7 @@ pub struct Scenario {
 
 /// All of them, in the order in which they run.
 pub fn scenarios() -> impl Iterator<Item = &'static Scenario> {
-    let all: [&'static [Scenario]; 0] = [];
-    all.into_iter().flatten()
+    [scenarios::registers::SCENARIOS, scenarios::dma::SCENARIOS].into_iter().flatten()
 }
 
 #[cfg(test)]

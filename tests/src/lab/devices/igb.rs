@@ -70,7 +70,11 @@ impl Device for Igb {
 
     fn raise(&mut self, io: &mut dyn Access, vector: u16) -> Result<()> {
         checked(self.name(), vector, self.vectors(self.0))?;
-        if self.0 == Kind::Msix { set(io, EICS, 1 << vector) } else { set(io, ICS, TXDW) }
+        if self.0 == Kind::Msix {
+            set(io, EICS, 1 << vector)
+        } else {
+            set(io, ICS, TXDW)
+        }
         Ok(())
     }
 

@@ -163,8 +163,12 @@ impl Nvme {
 
     fn create_queues(&mut self, io: &mut dyn Access) -> Result<()> {
         let counts = u32::from(QUEUES - 1) << 16 | u32::from(QUEUES - 1);
-        let features =
-            Command { opcode: SET_FEATURES, dword10: NUMBER_OF_QUEUES, dword11: counts, ..Command::default() };
+        let features = Command {
+            opcode: SET_FEATURES,
+            dword10: NUMBER_OF_QUEUES,
+            dword11: counts,
+            ..Command::default()
+        };
         self.admin(io, features)?;
         for queue in 1..=QUEUES {
             let dword10 = u32::from(DEPTH - 1) << 16 | u32::from(queue);
@@ -215,12 +219,17 @@ impl Device for Nvme {
 
     fn set_up(&mut self, io: &mut dyn Access, kind: Kind, memory: u64) -> Result<()> {
         if !memory.is_multiple_of(PAGE) {
-            return Err(Error::new(format!("nvme's queues cannot begin at {memory:#x}")).remedy("a page's start"));
+            return Err(
+                Error::new(format!("nvme's queues cannot begin at {memory:#x}")).remedy("a page's start")
+            );
         }
         self.quiet(io)?;
         let capabilities = io.read(0, CAP, 8);
         if capabilities & 0xffff < u64::from(DEPTH - 1) {
-            return Err(Error::new(format!("nvme has queues of {} entries only", (capabilities & 0xffff) + 1)));
+            return Err(Error::new(format!(
+                "nvme has queues of {} entries only",
+                (capabilities & 0xffff) + 1
+            )));
         }
         self.stride = 4 << (capabilities >> 32 & 0xf);
         self.memory = memory;
