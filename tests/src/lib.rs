@@ -4,6 +4,8 @@
 pub mod differential;
 #[cfg(not(loom))]
 pub mod fuzz;
+#[cfg(not(loom))]
+pub mod lab;
 #[cfg(loom)]
 pub mod model;
 pub mod races;

@@ -1,0 +1,127 @@
+//! What is tested on devices that a kernel hands out by VFIO. It runs in the machine that `tests/lab` emulates (or on
+//! any that has such devices, their addresses in `IGB`, `E1000E`, `EDU`, `NVME`, `IVSHMEM`).
+
+pub mod assigned;
+pub mod devices;
+pub mod runner;
+pub mod scenarios;
+
+use pollvisor::error::{Error, Result};
+use pollvisor::pci::Bdf;
+use std::path::Path;
+
+/// What a scenario cannot do without.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// The 82576 network device.
+    Igb,
+    /// The 82574 network device.
+    E1000e,
+    /// QEMU's educational device.
+    Edu,
+    /// The NVMe controller.
+    Nvme,
+    /// Inter-VM shared memory, as a device that is nothing but a BAR.
+    Ivshmem,
+    /// Guests.
+    Kvm,
+    /// `/dev/iommu` and VFIO's devices as files.
+    Iommufd,
+}
+
+impl Need {
+    /// What it is called.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Igb => "igb",
+            Self::E1000e => "e1000e",
+            Self::Edu => "edu",
+            Self::Nvme => "nvme",
+            Self::Ivshmem => "ivshmem",
+            Self::Kvm => "/dev/kvm",
+            Self::Iommufd => "/dev/iommu",
+        }
+    }
+
+    /// Why it is not here; nothing if it is.
+    fn missing(self) -> Option<Missing> {
+        let gone = |path: &str| (!Path::new(path).exists()).then(|| format!("no {path} on this kernel"));
+        match self {
+            // The lab has kernels without it.
+            Self::Iommufd => gone("/dev/iommu").map(Missing::Skip),
+            Self::Kvm => gone("/dev/kvm").map(unexpected),
+            _ => self.address().err().map(|error| unexpected(error.to_string())),
+        }
+    }
+
+    /// Where the device is, as the environment says.
+    fn address(self) -> Result<Bdf> {
+        let variable = self.name().to_uppercase();
+        let text = std::env::var(&variable)
+            .map_err(|_| Error::new(format!("no {} device: ${variable} is not set", self.name())))?;
+        text.parse().map_err(|error| Error::new(format!("${variable}: {error}")))
+    }
+}
+
+/// Something a scenario needs is not here.
+enum Missing {
+    /// As may be.
+    Skip(String),
+    /// The lab should have it: a lab that came up incomplete must not pass.
+    Fail(String),
+}
+
+fn unexpected(why: String) -> Missing {
+    if std::env::var_os("LAB").is_some() { Missing::Fail(why) } else { Missing::Skip(why) }
+}
+
+/// What a scenario has of its surroundings.
+#[derive(Debug, Default)]
+pub struct Context(());
+
+impl Context {
+    /// Where a device is.
+    ///
+    /// # Errors
+    /// When the environment does not say, or `need` is no device.
+    pub fn address(&self, need: Need) -> Result<Bdf> {
+        need.address()
+    }
+
+    /// Says something worth reading beside the result.
+    pub fn note(&self, text: impl std::fmt::Display) {
+        println!("{text}");
+    }
+}
+
+/// One thing to see hold. Each runs in a process of its own.
+#[derive(Debug, Clone, Copy)]
+pub struct Scenario {
+    /// `subject: what`, unique.
+    pub name: &'static str,
+    /// What it cannot do without.
+    pub needs: &'static [Need],
+    /// Does it; an error is a failure, as is a panic.
+    pub run: fn(&mut Context) -> Result<()>,
+}
+
+/// All of them, in the order in which they run.
+pub fn scenarios() -> impl Iterator<Item = &'static Scenario> {
+    [scenarios::registers::SCENARIOS, scenarios::dma::SCENARIOS].into_iter().flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::scenarios;
+    use std::collections::HashSet;
+
+    #[test]
+    fn names_are_unique_and_fit_on_a_line() {
+        let mut seen = HashSet::new();
+        for scenario in scenarios() {
+            assert!(seen.insert(scenario.name), "{} stands twice", scenario.name);
+            assert!(!scenario.name.contains(['\t', '\n']), "{:?}", scenario.name);
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! Runs scenarios, each in a process of its own, so that one that hangs or dies takes no other along.
+
+use super::{Context, Missing, Scenario, scenarios};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use pollvisor::error::{Error, Result};
+use std::io::{BufRead, BufReader, PipeReader};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Command, ExitCode, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How a scenario's process tells its error, so that the result's line can repeat it.
+const ERROR: &str = "error: ";
+
+/// How one scenario ended.
+enum Verdict {
+    Passed,
+    Skipped(String),
+    Failed(String),
+}
+
+/// The scenarios with these names, or whose names begin so; all when none is given. In the order of the list.
+///
+/// # Errors
+/// When a name fits nothing.
+pub fn select(names: &[String]) -> Result<Vec<&'static Scenario>> {
+    let fits = |scenario: &Scenario, name: &str| {
+        scenario.name == name
+            || (scenario.name.starts_with(name) && scenarios().all(|other| other.name != name))
+    };
+    if let Some(name) = names.iter().find(|name| !scenarios().any(|scenario| fits(scenario, name))) {
+        return Err(Error::new(format!("no scenario begins with `{name}`")).remedy("lab --list"));
+    }
+    let wanted = |scenario: &Scenario| names.is_empty() || names.iter().any(|name| fits(scenario, name));
+    Ok(scenarios().filter(|scenario| wanted(scenario)).collect())
+}
+
+/// Runs them one after the other, at most `limit` each. A line for each and one with the totals; those lines have tabs
+/// between their parts, the scenarios' own are indented.
+pub fn run(chosen: &[&Scenario], limit: Duration) -> ExitCode {
+    let (mut passed, mut skipped, mut failed) = (0, 0, 0);
+    for scenario in chosen {
+        let began = Instant::now();
+        let verdict = needed(scenario).unwrap_or_else(|| apart(scenario, limit));
+        let name = scenario.name;
+        match verdict {
+            Verdict::Passed => {
+                passed += 1;
+                println!("ok\t{name}\t{:.1} s", began.elapsed().as_secs_f64());
+            }
+            Verdict::Skipped(why) => {
+                skipped += 1;
+                println!("SKIPPED\t{name}\t{why}");
+            }
+            Verdict::Failed(why) => {
+                failed += 1;
+                println!("FAILED\t{name}\t{why}");
+            }
+        }
+    }
+    println!("{passed} passed, {skipped} skipped, {failed} failed");
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Runs one in this process.
+pub fn one(scenario: &Scenario) -> ExitCode {
+    match (scenario.run)(&mut Context::default()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            println!("{ERROR}{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn needed(scenario: &Scenario) -> Option<Verdict> {
+    scenario.needs.iter().find_map(|need| need.missing()).map(|missing| match missing {
+        Missing::Skip(why) => Verdict::Skipped(why),
+        Missing::Fail(why) => Verdict::Failed(why),
+    })
+}
+
+fn apart(scenario: &Scenario, limit: Duration) -> Verdict {
+    watch(scenario, limit).unwrap_or_else(|error| Verdict::Failed(format!("not run: {error}")))
+}
+
+fn watch(scenario: &Scenario, limit: Duration) -> Result<Verdict> {
+    let broken = |error| Error::os("starting a process", &error);
+    let myself = std::env::current_exe().map_err(broken)?;
+    let (reader, writer) = std::io::pipe().map_err(broken)?;
+    let mut command = Command::new(myself);
+    command.args(["--one", scenario.name]).stdin(Stdio::null()).process_group(0);
+    command.stdout(writer.try_clone().map_err(broken)?).stderr(writer);
+    let mut child = command.spawn().map_err(broken)?;
+    // The pipe's ends in `command` would keep the reader waiting.
+    drop(command);
+    let relay = thread::spawn(|| relay(reader));
+    let began = Instant::now();
+    let ended = loop {
+        match child.try_wait().map_err(broken)? {
+            Some(status) => break Some(status),
+            None if began.elapsed() > limit => break None,
+            None => thread::sleep(Duration::from_millis(5)),
+        }
+    };
+    // And whatever it started and left.
+    let group = Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX));
+    let _ = killpg(group, Signal::SIGKILL);
+    child.wait().map_err(broken)?;
+    let error = relay.join().unwrap_or(None);
+    Ok(match ended {
+        Some(status) if status.success() => Verdict::Passed,
+        Some(status) => Verdict::Failed(error.unwrap_or_else(|| describe(status))),
+        None => Verdict::Failed(format!("still running after {} s", limit.as_secs())),
+    })
+}
+
+/// Prints what comes, indented; the last error in it.
+fn relay(reader: PipeReader) -> Option<String> {
+    let mut error = None;
+    for line in BufReader::new(reader).split(b'\n').map_while(std::result::Result::ok) {
+        let line = String::from_utf8_lossy(&line).replace('\t', " ");
+        if let Some(text) = line.strip_prefix(ERROR) {
+            error = Some(text.to_owned());
+        }
+        println!("    {line}");
+    }
+    error
+}
+
+fn describe(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(101), _) => "panicked".to_owned(),
+        (Some(code), _) => format!("exit status {code}"),
+        (None, Some(signal)) => match Signal::try_from(signal) {
+            Ok(signal) => format!("killed by {signal}"),
+            Err(_) => format!("killed by signal {signal}"),
+        },
+        (None, None) => "ended without a status".to_owned(),
+    }
+}

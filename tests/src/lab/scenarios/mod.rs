@@ -1,0 +1,4 @@
+//! The scenarios, by subject.
+
+pub mod dma;
+pub mod registers;
