@@ -163,7 +163,7 @@ mod tests {
             ("path=/sys/bus/pci/devices/01:00.0", "path"),
             ("path=/dev/vfio/7", "path"),
             ("path=0000:01:00.0", "path"),
-            ("path=/tmp/0000:01:00.0", "path"),
+            ("path=/dev/0000:01:00.0", "path"),
             ("path=/sys/bus/mdev/devices/83b8f4f2", "path"),
             ("path=", "path"),
         ] {

@@ -63,15 +63,16 @@ fn bind_with(host: &Host, address: Bdf, write: Write<'_>) -> Result<Rebound> {
     let earlier =
         sysfs::read(node.join("driver_override")).filter(|text| !matches!(text.as_str(), "" | "(null)"));
     let mut steps = Steps { host, address, node: &node, write };
+    // When this fails, nothing has changed yet.
+    steps.set_override(VFIO).map_err(|error| error.context(format!("binding {address} to {VFIO}")))?;
     let Err(error) = steps.give_to_vfio() else {
         return Ok(Rebound { address, before, now: driver(&node) });
     };
-    let undone = steps.give_back(earlier.as_deref().unwrap_or(NOTHING));
-    let state = match (driver(&node), undone) {
-        (driver, Ok(())) => format!("undone, {}", driver_now(driver.as_deref())),
-        (driver, Err(why)) => format!("not undone ({why}), {}", driver_now(driver.as_deref())),
-    };
-    Err(error.context(format!("binding {address} to {VFIO} failed ({state})")))
+    let back = steps.give_back(earlier.as_deref().unwrap_or(NOTHING));
+    let now = driver(&node);
+    let undone = if back.is_ok() && now == before { "undone" } else { "not undone" };
+    let state = driver_now(now.as_deref());
+    Err(error.context(format!("binding {address} to {VFIO} failed ({undone}, {state})")))
 }
 
 fn unbind_with(host: &Host, address: Bdf, write: Write<'_>) -> Result<Rebound> {
@@ -125,7 +126,6 @@ struct Steps<'a> {
 
 impl Steps<'_> {
     fn give_to_vfio(&mut self) -> Result<()> {
-        self.set_override(VFIO)?;
         self.leave_driver()?;
         self.probe()?;
         if driver(self.node).as_deref() == Some(VFIO) {

@@ -60,7 +60,13 @@ fn rebind(host: &Host, addresses: &[Bdf], change: fn(&Host, Bdf) -> Result<Rebou
     let mut failed = None;
     for address in addresses {
         match change(host, *address) {
-            Ok(rebound) => println!("{}", line(&rebound)),
+            Ok(rebound) => {
+                println!("{}", line(&rebound));
+                if rebound.now.is_none() {
+                    let alias = host.sys.join(format!("bus/pci/devices/{address}/modalias"));
+                    eprintln!("no loaded driver takes {address}\n  try: modprobe $(cat {})", alias.display());
+                }
+            }
             // The last is printed by who called.
             Err(error) => {
                 if let Some(earlier) = failed.replace(error) {

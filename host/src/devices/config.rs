@@ -37,8 +37,8 @@ impl Config {
     pub(super) fn parse(bytes: &[u8]) -> Self {
         let byte = |at: usize| bytes.get(at).copied();
         let word = |at: usize| Some(u16::from_le_bytes([byte(at)?, byte(at + 1)?]));
-        // All ones: the function does not answer.
-        if bytes.len() < HEADER || word(0) == Some(0xffff) {
+        // All ones: the function does not answer. The vendor alone is no sign: a virtual function has ones there.
+        if bytes.get(..HEADER).is_none_or(|header| header.iter().all(|byte| *byte == 0xff)) {
             return Self::default();
         }
         let header_type = byte(HEADER_TYPE).map(|kind| kind & 0x7f);
@@ -94,6 +94,9 @@ pub(super) mod tests {
         let config = Config::parse(&space(&[(1, 0), (MSI, 0b0110), (0x10, 0), (MSIX, 0x8009)]));
         let wanted = Config { header_type: Some(0), msix: Some(10), msi: Some(8), pin: Some(1) };
         assert_eq!(config, wanted);
+        let mut virtual_function = space(&[(MSIX, 2)]);
+        virtual_function[..4].fill(0xff);
+        assert_eq!(Config::parse(&virtual_function).msix, Some(3));
         let bare = Config::parse(&space(&[]));
         assert_eq!((bare.msix, bare.msi, bare.pin), (Some(0), Some(0), Some(1)));
         let mut bridge = space(&[(MSI, 0)]);

@@ -80,8 +80,10 @@ impl InUse {
             if self.routed.contains(&interface) {
                 found.push(Obstacle::new(
                     format!("the default route goes by it ({interface})"),
-                    "move the route to another interface (ip route) or choose another device; this cannot be \
-                     forced",
+                    format!(
+                        "move the route to another interface (ip route, ip -6 route), or take this one down (ip link set \
+                         {interface} down); this cannot be forced"
+                    ),
                 ));
             }
         }

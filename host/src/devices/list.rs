@@ -187,7 +187,7 @@ mod tests {
         assert_eq!(in_the_way(&find(&fixture, "0000:01:00.0")), [wanted]);
         assert_eq!(
             in_the_way(&find(&fixture, "0000:01:00.1")),
-            [("its driver is igb, not vfio-pci", "pollvisor devices bind 0000:01:00.1")]
+            [("igb has it, and vfio-pci has to", "pollvisor devices bind 0000:01:00.1")]
         );
         assert_eq!(
             in_the_way(&find(&fixture, "0000:00:01.0")),
@@ -198,7 +198,7 @@ mod tests {
     #[test]
     fn what_else_is_in_the_way() {
         let fixture = nic(None, None);
-        assert_eq!(find(&fixture, "0000:01:00.0").obstacles[0].what, "it has no driver, not vfio-pci");
+        assert_eq!(find(&fixture, "0000:01:00.0").obstacles[0].what, "no driver has it, and vfio-pci has to");
         fixture.pci("0000:02:00.0", 0x01_0802, Some("vfio-pci"), None);
         let device = find(&fixture, "0000:02:00.0");
         assert_eq!(device.obstacles.len(), 1);

@@ -1,7 +1,7 @@
 //! The host's PCI functions and mediated devices, administered over sysfs: what is there, what stands in the way of
 //! assigning it, binding to vfio-pci and back, the CPUs of its interrupts, and news of it from the kernel.
 //!
-//! * [`list`], [`members`] what is there · [`bind`], [`unbind`] who drives it · [`mdev`] mediated devices
+//! * [`list()`], [`members`] what is there · [`bind()`], [`unbind`] who drives it · [`mdev`] mediated devices
 //! * [`vfio_path`] which file opens it · [`affinity`] where its interrupts go · [`Uevents`] what changes
 //!
 //! Nothing here opens a device or keeps state: each call reads the kernel's files anew.

@@ -57,11 +57,9 @@ pub(super) fn obstacles(host: &Host, candidate: &Candidate<'_>, in_use: &InUse) 
     }
     let ours = driver.is_some_and(is_vfio);
     if !ours {
-        let what = driver.map_or("it has no driver".to_string(), |driver| format!("its driver is {driver}"));
-        found.push(Obstacle::new(
-            format!("{what}, not vfio-pci"),
-            format!("pollvisor devices bind {address}"),
-        ));
+        let what = driver.map_or("no driver has it".into(), |driver| format!("{driver} has it"));
+        let remedy = format!("pollvisor devices bind {address}");
+        found.push(Obstacle::new(format!("{what}, and vfio-pci has to"), remedy));
     }
     for other in others.iter().filter(|other| !other.is_viable()) {
         let (name, driver) = (&other.name, other.driver.as_deref().unwrap_or_default());

@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::path::Path;
 use std::str::FromStr;
 
-/// How an attribute is written. The product passes [`write`]; a test passes one that also does what the kernel would.
+/// How an attribute is written. The product passes [`write()`]; a test passes one that also does what the kernel would.
 pub(super) type Write<'a> = &'a mut dyn FnMut(&Path, &str) -> std::io::Result<()>;
 
 /// Writes an attribute by one `write`. Never makes a file: sysfs would answer EACCES where ENOENT is meant.

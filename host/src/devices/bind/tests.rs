@@ -103,20 +103,29 @@ fn what_fails_half_way_is_undone() {
     }
     assert_eq!(fixture.read(&format!("{at}/driver_override")), "");
     kernel.vfio_works = true;
-    for (fails, errno, name) in [
-        ("unbind", libc::EIO, "EIO"),
-        ("drivers_probe", libc::ENODEV, "ENODEV"),
-        ("driver_override", libc::EACCES, "root"),
+    for (fails, errno, name, now) in [
+        ("unbind", libc::EIO, "EIO", "(undone, its driver is igb)"),
+        ("drivers_probe", libc::ENODEV, "ENODEV", "(not undone, it has no driver now)"),
     ] {
         fixture.drive(&at, Some("igb"));
         kernel.fails = Some((fails, errno));
         let error = kernel.bind().expect_err(fails);
         assert_eq!(error.errno(), Some(errno));
-        assert!(error.to_string().contains(name) && error.to_string().contains(fails), "{error}");
-        let now = if fails == "drivers_probe" { "it has no driver now" } else { "its driver is igb" };
-        assert!(error.to_string().contains(now), "{error}");
-        assert_ne!(fixture.read(&format!("{at}/driver_override")), "vfio-pci");
+        let error = error.to_string();
+        assert!(error.contains(name) && error.contains(fails) && error.contains(now), "{error}");
+        assert_eq!(fixture.read(&format!("{at}/driver_override")), "");
     }
+}
+
+#[test]
+fn without_permission_nothing_is_tried() {
+    let (fixture, at) = nic(Some("igb"));
+    let mut kernel = Kernel::new(&fixture, &at);
+    kernel.fails = Some(("driver_override", libc::EACCES));
+    let error = kernel.bind().expect_err("EACCES");
+    assert_eq!(error.errno(), Some(libc::EACCES));
+    assert!(error.to_string().contains(NIC) && error.to_string().contains("root"), "{error}");
+    assert_eq!(kernel.log, ["driver_override=vfio-pci"]);
 }
 
 #[test]
