@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   0x1000 GDT   0x2000 IDT   0x3000 PML4, PDPT, 4 PDs (4 GiB, identity)   0x10000 code
-//!   0x40000 + 4 KiB n: stack of vCPU n            2 MiB + 32 KiB n: records of vCPU n
+//!   0x40000 + 4 KiB n: stack of vCPU n     2 MiB + 32 KiB n: records of vCPU n     4 MiB to 8 MiB: for devices
 //! ```
 
 pub mod driver;
@@ -35,7 +35,9 @@ const STACKS: u64 = 0x4_0000;
 const STACK_SIZE: u64 = 0x1000;
 const RECORDS: u64 = 0x20_0000;
 const RECORDS_SIZE: u64 = 256 * RECORD_SIZE;
-const MEMORY: usize = 4 << 20;
+const MEMORY: usize = 8 << 20;
+/// Memory that the guest itself leaves alone: for devices.
+pub const SCRATCH: std::ops::Range<u64> = 4 << 20..8 << 20;
 
 const CODE_SELECTOR: u16 = 8;
 const DATA_SELECTOR: u16 = 16;
