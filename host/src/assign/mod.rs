@@ -25,7 +25,6 @@ use crate::devices::affinity::set_irq_affinity;
 use crate::error::{Error, Result};
 use crate::pci::{BarKind, Bdf, ConfigSpace, Function, HostConfig, Options, Written};
 use crate::platform::{Parts, intx_pin};
-use crate::record::Figures;
 use crate::sys::fd::EventFd;
 use crate::sys::mem::Mapping;
 use crate::sys::vfio::{Device, RegionInfo};
@@ -257,19 +256,15 @@ impl Assigned {
         Ok(self.enter()?.wiring.slots())
     }
 
-    /// What became of its vectors' signals, of those that pollers and control threads delivered; `figures` are the
-    /// pollers'. What the kernel's irqfds deliver nobody counts but the guest.
-    ///
-    /// # Errors
-    /// ENODEV.
-    pub fn ledger(&self, figures: &Figures) -> Result<Vec<Outcome>> {
-        let mut outcomes = self.enter()?.wiring.counts();
-        for (outcome, slot) in outcomes.iter_mut().zip(self.slots()?) {
-            let slot = usize::try_from(slot).unwrap_or(usize::MAX);
-            *outcome += figures.ledger.get(slot).copied().unwrap_or_default();
-            *outcome += self.parts.interrupts.slow_path(slot);
+    /// What others than pollers made of the signals that are counted in `slot`: control threads and the deferred worker.
+    /// What the kernel's irqfds deliver nobody counts but the guest.
+    #[must_use]
+    pub fn counted(&self, slot: usize) -> Outcome {
+        let mut outcome = self.parts.interrupts.slow_path(slot);
+        if let Ok(state) = self.enter() {
+            outcome += state.wiring.counts(slot);
         }
-        Ok(outcomes)
+        outcome
     }
 
     /// Where the guest decodes a BAR now.

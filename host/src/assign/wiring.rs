@@ -97,10 +97,11 @@ impl Wiring {
         self.vectors.iter().map(Vector::slot).collect()
     }
 
-    /// What control threads made of its vectors' signals.
+    /// What control threads made of the signals of the vector that is counted in `slot`.
     #[must_use]
-    pub fn counts(&self) -> Vec<Outcome> {
-        self.vectors.iter().map(Vector::counts).collect()
+    pub fn counts(&self, slot: usize) -> Outcome {
+        let counted = |vector: &&Vector| usize::try_from(vector.slot()) == Ok(slot);
+        self.vectors.iter().find(counted).map(Vector::counts).unwrap_or_default()
     }
 
     /// Fires a vector by VFIO's loopback.

@@ -26,6 +26,20 @@ pub struct DeviceArg {
     pub delivery: Option<DeliveryArg>,
 }
 
+impl From<DeviceAddress> for DeviceArg {
+    /// That device, with everything else by default.
+    fn from(address: DeviceAddress) -> Self {
+        Self {
+            address,
+            id: None,
+            iommufd: None,
+            exclude_mmap_bars: Vec::new(),
+            irq_cpus: None,
+            delivery: None,
+        }
+    }
+}
+
 impl FromStr for DeviceArg {
     type Err = String;
 

@@ -61,6 +61,15 @@ pub enum DevicesCommand {
         #[arg(required = true, value_name = "BDF")]
         addresses: Vec<Bdf>,
     },
+    /// Fire every vector of devices through eventfd, poller and guest by VFIO's loopback, and print how long it took
+    Test {
+        /// PCI addresses, such as 0000:01:00.0 or 01:00.0
+        #[arg(required = true, value_name = "BDF")]
+        addresses: Vec<Bdf>,
+        /// The flags of `run`.
+        #[command(flatten)]
+        run: Box<RunArgs>,
+    },
 }
 
 /// `pollvisor mdev`.
@@ -129,12 +138,53 @@ pub enum GuestArg {
     None,
 }
 
+/// Which kind of a device's interrupts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum InterruptArg {
+    /// The best that the device has: MSI-X, else MSI, else INTx
+    Auto,
+    /// MSI-X
+    Msix,
+    /// MSI, one vector
+    Msi,
+    /// INTx
+    Intx,
+}
+
+/// Where the interrupt chips live.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum IrqchipArg {
+    /// The LAPICs in the kernel, the I/O APIC here; kernel for INTx by irqfd
+    Auto,
+    /// The LAPICs in the kernel, the I/O APIC here
+    Split,
+    /// All in the kernel
+    Kernel,
+}
+
 /// The flags of `run`.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
 pub struct RunArgs {
-    /// Interrupt vectors, 1 to 4096
-    #[arg(long, default_value_t = 8, value_name = "N")]
-    pub vectors: usize,
+    /// Interrupt vectors, 1 to 4096 [default: 8; with devices all they have]
+    #[arg(long, value_name = "N")]
+    pub vectors: Option<usize>,
+    /// A device to assign; its vectors are fired by VFIO's loopback. Any number of times
+    #[arg(
+        long,
+        value_name = "host=BDF",
+        help = "A device whose vectors are fired, by VFIO's loopback: host=01:00.0 or path=/sys/bus/pci/devices/0000:01:00.0\
+                [,id=NAME,iommufd=on|off,x_exclude_mmap_bars=[2],irq_cpus=@[2-5,8],delivery=polled|irqfd|blocking]"
+    )]
+    pub device: Vec<DeviceArg>,
+    /// Which of a device's interrupts
+    #[arg(long, value_enum, default_value_t = InterruptArg::Auto)]
+    pub interrupt: InterruptArg,
+    /// Where the interrupt chips of a guest with devices live
+    #[arg(long, value_enum, default_value_t = IrqchipArg::Auto)]
+    pub irqchip: IrqchipArg,
+    /// Hand devices' vectors over between poller and irqfd this often (units: us ms s; a bare number is us)
+    #[arg(long, value_parser = interval, value_name = "TIME")]
+    pub hand_over: Option<Duration>,
     /// What signals
     #[arg(long, value_enum, default_value_t = SourceArg::Eventfd)]
     pub source: SourceArg,
@@ -179,6 +229,14 @@ pub struct RunArgs {
     /// No live lines
     #[arg(short, long)]
     pub quiet: bool,
+}
+
+impl RunArgs {
+    /// Vectors of the built-in sources.
+    #[must_use]
+    pub fn vectors(&self) -> usize {
+        self.vectors.unwrap_or(8)
+    }
 }
 
 /// `--poller`.
@@ -274,7 +332,7 @@ mod tests {
     #[test]
     fn no_command_is_run() {
         let bare = Cli::parse_from(["pollvisor", "--vectors", "3"]);
-        assert!(bare.command.is_none() && bare.run.vectors == 3);
+        assert!(bare.command.is_none() && bare.run.vectors == Some(3));
         assert!(matches!(Cli::parse_from(["pollvisor", "run", "-D", "1s"]).command, Some(Command::Run(_))));
     }
 

@@ -1,7 +1,7 @@
 //! `pollvisor devices` and `pollvisor mdev`: results on stdout, everything else on stderr.
 
 use super::mdev::{self, Mdev, MdevType};
-use super::{Host, Obstacle, PciDevice, Rebound, bind, list, unbind};
+use super::{DeviceAddress, Host, Obstacle, PciDevice, Rebound, bind, list, unbind};
 use crate::cli::{DevicesCommand, MdevCommand};
 use crate::error::{Error, Result};
 use crate::pci::Bdf;
@@ -20,6 +20,11 @@ pub fn devices(host: &Host, command: &DevicesCommand) -> Result<()> {
             println!("{}", table(&devices));
             eprint!("{}", advice(&devices));
             Ok(())
+        }
+        DevicesCommand::Test { addresses, run } => {
+            let mut run = (**run).clone();
+            run.device.extend(addresses.iter().map(|address| DeviceAddress::Pci(*address).into()));
+            crate::run::run(&run)
         }
         DevicesCommand::Bind { addresses } => rebind(host, addresses, bind),
         DevicesCommand::Unbind { addresses } => rebind(host, addresses, unbind),

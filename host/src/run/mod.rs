@@ -1,5 +1,6 @@
 //! `pollvisor run`: a guest, signals, and how long each stage took.
 
+mod devices;
 mod handlers;
 mod hlog;
 mod live;
@@ -62,21 +63,14 @@ pub fn measure(args: &RunArgs) -> Result<Report> {
     if args.duration.is_zero() {
         return Err(Error::new("--duration 0: nothing would be measured"));
     }
-    let places = place::place(args)?;
+    if !args.device.is_empty() {
+        return devices::measure(args);
+    }
+    let Prepared { places, clock, interrupted, mut machine } = prepare(args)?;
     let mut log = args.hlog.as_deref().map(Hlog::create).transpose()?;
-    let interrupted = interrupts()?;
-    let clock = Clock::calibrate()?;
-    let mut machine = Machine::this(clock);
     let running = args.guest == GuestArg::Builtin;
     machine.idle = if running { name(args.guest_idle) } else { "none".into() };
     (machine.delivery, machine.source) = (name(args.delivery), name(args.source));
-    match sched::lock_memory() {
-        Ok(()) => machine.locked = true,
-        Err(error) => machine.warnings.push(error.to_string().replace("\n  ", "; ")),
-    }
-    // The threads made from here on inherit it; the poller and the vCPUs move on to their own.
-    let house = Placement { cpu: places.housekeeping, fifo: Some(false) };
-    house.apply("housekeeping")?;
     let config = config(args, &places, running);
     let (session, mut signaller) = Session::start(&config, clock)?;
     machine.warnings.extend_from_slice(session.warnings());
@@ -126,9 +120,32 @@ pub fn measure(args: &RunArgs) -> Result<Report> {
     Ok(report)
 }
 
+/// What every run begins with.
+struct Prepared {
+    places: place::Places,
+    clock: Clock,
+    interrupted: Arc<AtomicBool>,
+    machine: Machine,
+}
+
+fn prepare(args: &RunArgs) -> Result<Prepared> {
+    let places = place::place(args)?;
+    let interrupted = interrupts()?;
+    let clock = Clock::calibrate()?;
+    let mut machine = Machine::this(clock);
+    match sched::lock_memory() {
+        Ok(()) => machine.locked = true,
+        Err(error) => machine.warnings.push(error.to_string().replace("\n  ", "; ")),
+    }
+    // The threads made from here on inherit it; the poller and the vCPUs move on to their own.
+    let house = Placement { cpu: places.housekeeping, fifo: Some(false) };
+    house.apply("housekeeping")?;
+    Ok(Prepared { places, clock, interrupted, machine })
+}
+
 fn config(args: &RunArgs, places: &place::Places, running: bool) -> SessionConfig {
     SessionConfig {
-        vectors: args.vectors,
+        vectors: args.vectors(),
         signals: match args.source {
             SourceArg::Eventfd => Signals::Eventfd,
             SourceArg::Doorbell => Signals::Doorbell,
@@ -183,7 +200,7 @@ fn phase(
     let mut spare = session.empty_figures();
     let slow_before = slow_path(session);
     let live =
-        (!args.quiet && !args.json && std::io::stderr().is_terminal()).then(|| Live::new(args.vectors));
+        (!args.quiet && !args.json && std::io::stderr().is_terminal()).then(|| Live::new(args.vectors()));
     let began = Instant::now();
     let mut logged = Duration::ZERO;
     let mut take = |total: &mut Figures, log: &mut Option<Hlog>| -> Result<()> {
