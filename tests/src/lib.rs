@@ -6,6 +6,8 @@ pub mod differential;
 pub mod fuzz;
 #[cfg(loom)]
 pub mod model;
+#[cfg(not(loom))]
+pub mod pci;
 pub mod races;
 #[cfg(not(loom))]
 pub mod rig;
