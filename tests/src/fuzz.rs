@@ -6,12 +6,14 @@
 //! found by one fails the others.
 
 mod bytes;
+mod config;
 pub mod driver;
 mod ioapic;
 mod irq_set;
 mod msix;
 mod route;
 
+pub use config::config;
 pub use ioapic::ioapic;
 pub use irq_set::irq_set;
 pub use msix::msix;
@@ -21,5 +23,5 @@ pub use route::route;
 pub type Target = fn(&[u8]);
 
 /// Every entry point, by name.
-pub const TARGETS: [(&str, Target); 4] =
-    [("route", route), ("msix", msix), ("ioapic", ioapic), ("irq_set", irq_set)];
+pub const TARGETS: [(&str, Target); 5] =
+    [("route", route), ("msix", msix), ("ioapic", ioapic), ("irq_set", irq_set), ("config", config)];

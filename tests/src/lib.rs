@@ -8,6 +8,8 @@ pub mod fuzz;
 pub mod lab;
 #[cfg(loom)]
 pub mod model;
+#[cfg(not(loom))]
+pub mod pci;
 pub mod races;
 #[cfg(not(loom))]
 pub mod rig;

@@ -35,6 +35,11 @@ fn irq_set() {
 }
 
 #[test]
+fn config() {
+    some(fuzz::config, 1000);
+}
+
+#[test]
 fn every_entry_point_has_a_fuzz_target() {
     let manifest = include_str!("../fuzz/Cargo.toml");
     for (name, _) in TARGETS {

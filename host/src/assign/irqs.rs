@@ -33,7 +33,11 @@ impl Irqs {
         let mut info = [None; INDICES];
         let mut described = Described::default();
         for (index, (info, known)) in (0..count).zip(info.iter_mut().zip(&mut described.num_irqs)) {
-            let irq = device.irq(index)?;
+            let irq = match device.irq(index) {
+                // The kernel says so of an error interrupt that a conventional PCI device cannot have.
+                Err(error) if error.errno() == Some(libc::EINVAL) => continue,
+                irq => irq?,
+            };
             // Only what can be signalled by an eventfd is of use here.
             if irq.eventfd {
                 *known = irq.count;

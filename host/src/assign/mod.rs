@@ -39,6 +39,9 @@ use std::sync::{Arc, OnceLock, Weak};
 use vfio_bindings::bindings::vfio as vb;
 use wiring::Wiring;
 
+/// The command register, which [`ConfigSpace`] writes as a whole, and its bit for memory decoding.
+const COMMAND: u16 = 4;
+const MEMORY_DECODING: u8 = 2;
 /// Bytes of an MSI-X table's entry.
 const ENTRY: u64 = 16;
 /// Complaints about one device that are printed: a guest can make any number.
@@ -93,7 +96,8 @@ struct State {
     line: bool,
 }
 
-/// The device's own configuration space.
+/// The device's own configuration space. Its memory decoding stays on whatever the guest says: the guest's is where
+/// its BARs are mapped, and an access through a mapping of a device that does not decode kills the process that makes it.
 struct Space<'a>(&'a Device, &'a RegionInfo);
 
 impl HostConfig for Space<'_> {
@@ -101,7 +105,12 @@ impl HostConfig for Space<'_> {
         self.0.read(self.1, offset.into(), data)
     }
     fn write(&self, offset: u16, data: &[u8]) -> Result<()> {
-        self.0.write(self.1, offset.into(), data)
+        match *data {
+            [low, high] if offset == COMMAND => {
+                self.0.write(self.1, offset.into(), &[low | MEMORY_DECODING, high])
+            }
+            _ => self.0.write(self.1, offset.into(), data),
+        }
     }
     fn size(&self) -> u16 {
         u16::try_from(self.1.size).unwrap_or(256)
@@ -154,6 +163,7 @@ impl Assigned {
                 .remedy("polled delivery with --irqchip split, or irqfd delivery with --irqchip kernel"));
         }
         let options = Options { rom: false, intx: line };
+        Space(&device, &space).write(COMMAND, &[0, 0])?;
         let mut shown = ConfigSpace::new(&Space(&device, &space), sizes, 0, &options)?;
         let bars = Bars::new(&device, regions, &mut shown, &config.exclude_mmap_bars)?;
         let wiring = Wiring::new(irqs, &mut shown, parts, &config.via)?;

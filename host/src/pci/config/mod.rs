@@ -223,10 +223,9 @@ impl ConfigSpace {
     /// Firmware's role, before the guest runs: writes an address into a BAR, as far as the register has its bits.
     pub fn place(&mut self, index: u8, address: u64) {
         let Some(bar) = self.bar(index) else { return };
-        let (first, length) = header::registers(bar);
-        for (cell, byte) in self.cells.iter_mut().skip(first).zip(address.to_le_bytes()).take(length) {
-            // A ROM's enable bit is writable too, and not an address.
-            let mask = if index == ROM { cell.writable & !1 } else { cell.writable };
+        let ((first, length), masks) = (header::registers(bar), bar.mask().to_le_bytes());
+        let cells = self.cells.iter_mut().skip(first).take(length);
+        for ((cell, byte), mask) in cells.zip(address.to_le_bytes()).zip(masks) {
             cell.own = (cell.own & !mask) | (byte & mask);
         }
         self.follow();
