@@ -3,6 +3,7 @@
 
 pub mod assigned;
 pub mod devices;
+pub mod in_guest;
 pub mod runner;
 pub mod scenarios;
 
@@ -108,7 +109,8 @@ pub struct Scenario {
 
 /// All of them, in the order in which they run.
 pub fn scenarios() -> impl Iterator<Item = &'static Scenario> {
-    [scenarios::registers::SCENARIOS, scenarios::dma::SCENARIOS].into_iter().flatten()
+    use scenarios::{dma, guest, registers};
+    [registers::SCENARIOS, dma::SCENARIOS, guest::SCENARIOS].into_iter().flatten()
 }
 
 #[cfg(test)]

@@ -91,6 +91,14 @@ impl Device for E1000e {
         Ok(())
     }
 
+    fn silence(&self) -> (u64, u32) {
+        (IMC, TXDW)
+    }
+
+    fn listen_again(&mut self, io: &mut dyn Access) {
+        set(io, IMS, TXDW);
+    }
+
     fn quiet(&mut self, io: &mut dyn Access) -> Result<()> {
         set(io, IMC, u32::MAX);
         set(io, ICR, u32::MAX);

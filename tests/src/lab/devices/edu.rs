@@ -122,6 +122,10 @@ impl Device for Edu {
         Ok(())
     }
 
+    fn silence(&self) -> (u64, u32) {
+        (ACKNOWLEDGE, u32::MAX)
+    }
+
     fn quiet(&mut self, io: &mut dyn Access) -> Result<()> {
         wait("edu's DMA", Duration::from_millis(5), || io.read(0, COMMAND, 8) & RUN == 0)?;
         set(io, ACKNOWLEDGE, u32::MAX);

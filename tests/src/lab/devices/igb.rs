@@ -86,6 +86,14 @@ impl Device for Igb {
         Ok(())
     }
 
+    fn silence(&self) -> (u64, u32) {
+        (IMC, TXDW)
+    }
+
+    fn listen_again(&mut self, io: &mut dyn Access) {
+        set(io, IMS, TXDW);
+    }
+
     fn quiet(&mut self, io: &mut dyn Access) -> Result<()> {
         set(io, EIMC, u32::MAX);
         set(io, IMC, u32::MAX);

@@ -76,6 +76,12 @@ pub trait Device {
     /// # Errors
     /// When what the interrupt announced went wrong.
     fn acknowledge(&mut self, io: &mut dyn Access, vector: u16) -> Result<()>;
+    /// What a handler writes before its end of interrupt, so that the pin falls: a register of BAR 0, and 32 bits.
+    fn silence(&self) -> (u64, u32);
+    /// After [`Device::acknowledge`]: undoes what [`Device::silence`] did beside that.
+    fn listen_again(&mut self, io: &mut dyn Access) {
+        let _ = io;
+    }
     /// Leaves it with nothing pending and nothing that could be raised; `set_up` is needed afterwards.
     ///
     /// # Errors

@@ -6,6 +6,9 @@ use pollvisor::error::{Error, Result};
 use std::time::Duration;
 
 const CAP: u64 = 0;
+/// Masks the pin's vectors, and unmasks them.
+const INTMS: u64 = 0xc;
+const INTMC: u64 = 0x10;
 const CC: u64 = 0x14;
 const CSTS: u64 = 0x1c;
 const AQA: u64 = 0x24;
@@ -266,6 +269,14 @@ impl Device for Nvme {
     fn acknowledge(&mut self, io: &mut dyn Access, vector: u16) -> Result<()> {
         checked("nvme", vector, u16::try_from(self.queues.len()).unwrap_or(u16::MAX))?;
         self.reap(io, vector).map(|_| ())
+    }
+
+    fn silence(&self) -> (u64, u32) {
+        (INTMS, 1)
+    }
+
+    fn listen_again(&mut self, io: &mut dyn Access) {
+        set(io, INTMC, 1);
     }
 
     fn quiet(&mut self, io: &mut dyn Access) -> Result<()> {
