@@ -87,7 +87,12 @@ impl Assigned {
     /// VFIO's.
     pub fn add_memory(&mut self, address: u64, size: usize, access: DmaAccess) -> Result<()> {
         let what = || format!("{size:#x} bytes of memory at {address:#x}");
-        let mapping = MmapRegion::new(size).map_err(|e| Error::new(format!("{}: {e}", what())))?;
+        // Shared: before Linux 6.2 a private page mapped for reading only, and not written yet, stays zero for the
+        // device whatever is written to it later (the pin holds the zero page, the write makes a copy).
+        let (access_here, flags) =
+            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_ANONYMOUS | libc::MAP_SHARED);
+        let mapping = MmapRegion::build(None, size, access_here, flags)
+            .map_err(|e| Error::new(format!("{}: {e}", what())))?;
         let region = GuestRegionMmap::new(mapping, GuestAddress(address))
             .ok_or_else(|| Error::new(format!("{}: the addresses end before", what())))?;
         self.map(&region, access)?;
