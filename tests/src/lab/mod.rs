@@ -28,6 +28,10 @@ pub enum Need {
     Kvm,
     /// `/dev/iommu` and VFIO's devices as files.
     Iommufd,
+    /// The chipset's disk controller and SMBus, in one IOMMU group.
+    Group,
+    /// A machine whose IOMMU is off.
+    NoIommu,
 }
 
 impl Need {
@@ -42,6 +46,8 @@ impl Need {
             Self::Ivshmem => "ivshmem",
             Self::Kvm => "/dev/kvm",
             Self::Iommufd => "/dev/iommu",
+            Self::Group => "two devices in one IOMMU group",
+            Self::NoIommu => "an IOMMU that is off",
         }
     }
 
@@ -52,6 +58,18 @@ impl Need {
             // Of the lab's kernels one has it.
             Self::Iommufd => gone("/dev/iommu").map(|why| missing(why, |kernel| kernel == "iommufd")),
             Self::Kvm => gone("/dev/kvm").map(|why| missing(why, |_| true)),
+            Self::Group => {
+                let group = |address: &str| {
+                    std::fs::read_link(format!("/sys/bus/pci/devices/{address}/iommu_group")).ok()
+                };
+                let (disks, bus) = (group("0000:00:1f.2"), group("0000:00:1f.3"));
+                let apart = disks.is_none() || disks != bus;
+                apart.then(|| missing("no 0000:00:1f.2 and .3 in one group".into(), |_| true))
+            }
+            Self::NoIommu => {
+                let groups = std::fs::read_dir("/sys/kernel/iommu_groups").map_or(0, Iterator::count);
+                (groups > 0).then(|| missing("the IOMMU is on".into(), |_| false))
+            }
             _ => self.address().err().map(|error| missing(error.to_string(), |_| true)),
         }
     }
@@ -114,8 +132,9 @@ pub struct Scenario {
 
 /// All of them, in the order in which they run.
 pub fn scenarios() -> impl Iterator<Item = &'static Scenario> {
-    use scenarios::{dma, guest, registers};
-    [registers::SCENARIOS, dma::SCENARIOS, guest::SCENARIOS].into_iter().flatten()
+    use scenarios::{dma, guest, life, motion, refusals, registers};
+    let all = [registers::SCENARIOS, dma::SCENARIOS, guest::SCENARIOS, motion::SCENARIOS, life::SCENARIOS];
+    all.into_iter().chain([refusals::SCENARIOS]).flatten()
 }
 
 #[cfg(test)]

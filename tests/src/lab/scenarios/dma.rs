@@ -2,15 +2,24 @@
 
 use crate::lab::assigned::{Assigned, By};
 use crate::lab::devices::{Access, Device, Direction, Edu, Kind, Nvme, Transfer};
+use crate::lab::in_guest::{Delivery, Guest, Hands};
 use crate::lab::{Context, Need, Scenario};
 use pollvisor::error::{Error, Result};
+use pollvisor::guest::SCRATCH;
 use pollvisor::sys::fd::EventFd;
 use pollvisor::sys::vfio::DmaAccess;
+use std::process::Command;
 
 /// The scenarios.
 pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "dma: edu", needs: &[Need::Edu], run: |c| edu(c, By::Group) },
     Scenario { name: "dma: nvme", needs: &[Need::Nvme], run: nvme },
+    Scenario { name: "dma: guest: edu", needs: &[Need::Kvm, Need::Edu], run: |c| in_guest(c, false) },
+    Scenario {
+        name: "cdev: dma: guest: edu",
+        needs: &[Need::Iommufd, Need::Kvm, Need::Edu],
+        run: |c| in_guest(c, true),
+    },
     Scenario { name: "cdev: dma: edu", needs: &[Need::Iommufd, Need::Edu], run: |c| edu(c, By::File) },
 ];
 
@@ -85,6 +94,43 @@ fn edu(context: &mut Context, by: By) -> Result<()> {
     mover.transfer(Direction::ToMemory, NOWHERE, false)?;
     mover.expect("after a write to nowhere", TARGET, true)?;
     mover.edu.quiet(mover.device)
+}
+
+/// The guest's driver moves data: into the guest's memory it goes, beyond that it is blocked.
+fn in_guest(context: &mut Context, iommufd: bool) -> Result<()> {
+    let mut guest = Guest::start(Delivery::Blocking, Kind::Msi)?;
+    let via = guest.via(Delivery::Blocking, 0)?;
+    let device = guest.attach(context, Need::Edu, (Kind::Msi, 1), via, iommufd)?;
+    let device = device.ok_or_else(|| Error::new("edu has no MSI"))?;
+    let (mut edu, mut hands) = (Edu::new(), guest.hands(&device));
+    let (source, target, beyond) = (SCRATCH.start, SCRATCH.end - PAGE as u64, SCRATCH.end);
+    let data: Vec<u8> = (0..PAGE).map(|_| fastrand::u8(..)).collect();
+    hands.write_memory(source, &data);
+    let mut transfer = |direction, address, hands: &mut Hands<'_>| {
+        edu.dma(hands, Transfer { direction, address, offset: 0, length: PAGE as u64, interrupt: false })
+    };
+    transfer(Direction::ToDevice, source, &mut hands)?;
+    transfer(Direction::ToMemory, target, &mut hands)?;
+    let mut arrived = vec![0; PAGE];
+    hands.read_memory(target, &mut arrived);
+    if arrived != data {
+        return Err(Error::new("the last page of the guest's memory is not what was written"));
+    }
+    transfer(Direction::ToMemory, beyond, &mut hands)?;
+    hands.write_memory(target, &[0x5a; PAGE]);
+    transfer(Direction::ToMemory, target, &mut hands)?;
+    hands.read_memory(target, &mut arrived);
+    if arrived != data {
+        return Err(Error::new("after a write beyond the memory the device is not what it was"));
+    }
+    let log = Command::new("dmesg").output().map_err(|e| Error::os("dmesg", &e))?;
+    let fault = format!("fault addr {beyond:#x}");
+    if !String::from_utf8_lossy(&log.stdout).contains(&fault) {
+        return Err(Error::new(format!(
+            "the IOMMU did not tell of a blocked write: no `{fault}` in the kernel's log"
+        )));
+    }
+    guest.session.stop()
 }
 
 fn nvme(context: &mut Context) -> Result<()> {

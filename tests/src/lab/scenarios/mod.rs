@@ -2,4 +2,7 @@
 
 pub mod dma;
 pub mod guest;
+pub mod life;
+pub mod motion;
+pub mod refusals;
 pub mod registers;
