@@ -61,6 +61,8 @@ pub struct Attach<'a> {
 struct Request {
     source: Source,
     port: Arc<Port>,
+    /// What is signalled at the guest's ack.
+    resample: Option<EventKey>,
 }
 
 /// See the module's text.
@@ -76,8 +78,8 @@ pub struct Interrupts {
     requests: Mutex<HashMap<EventKey, Request>>,
     /// What each slot has.
     attached: Box<[Mutex<Option<Request>>]>,
-    /// Eventfds that resamplers signal.
-    resample: Mutex<HashMap<EventKey, Arc<EventFd>>>,
+    /// Eventfds that resamplers signal, and how many irqfds each has.
+    resample: Mutex<HashMap<EventKey, (Arc<EventFd>, usize)>>,
     /// Regions per lane, by the port's address.
     regions: Mutex<HashMap<usize, usize>>,
     /// What the deferred worker delivered, per slot.
@@ -200,20 +202,49 @@ impl Interrupts {
         let Attach { source, gsi, port, resample, slot } = attach;
         let key = source.key()?;
         let resample = resample.map(|event| event.key().map(|key| (key, event))).transpose()?;
-        if let Some((key, event)) = &resample {
-            lock(&self.resample).insert(*key, event.clone());
+        let resample_key = resample.as_ref().map(|(key, _)| *key);
+        if let Some((key, event)) = resample {
+            lock(&self.resample).entry(key).or_insert((event, 0)).1 += 1;
         }
-        let request = Assign { key, gsi, resample: resample.as_ref().map(|(key, _)| *key), slot };
+        let result = self.assign(key, source, gsi, port, (resample_key, slot));
+        if result.is_err() {
+            self.forget_resample(resample_key);
+        }
+        result.map_err(|error| refused(gsi, error))
+    }
+
+    fn assign(
+        &self,
+        key: EventKey,
+        source: Source,
+        gsi: Gsi,
+        port: &Arc<Port>,
+        (resample, slot): (Option<EventKey>, Option<u32>),
+    ) -> std::result::Result<SourceId, AssignError> {
+        let request = Assign { key, gsi, resample, slot };
         {
             let mut requests = lock(&self.requests);
             if requests.contains_key(&key) {
-                return Err(refused(gsi, AssignError::Busy));
+                return Err(AssignError::Busy);
             }
-            requests.insert(key, Request { source, port: port.clone() });
+            requests.insert(key, Request { source, port: port.clone(), resample });
         }
         let result = self.irqfds.assign(self, &self.inject, request);
         lock(&self.requests).remove(&key);
-        result.map_err(|error| refused(gsi, error))
+        result
+    }
+
+    /// One irqfd less has this resample event.
+    fn forget_resample(&self, key: Option<EventKey>) {
+        let Some(key) = key else { return };
+        let mut resample = lock(&self.resample);
+        if let Some((_, users)) = resample.get_mut(&key) {
+            *users -= 1;
+            let gone = if *users == 0 { resample.remove(&key) } else { None };
+            // Closing may take its time, and not under the lock.
+            drop(resample);
+            drop(gone);
+        }
     }
 
     /// Unbinds one irqfd; nothing of it is delivered any more when this returns. False: it had gone by itself.
@@ -321,11 +352,12 @@ impl Host for Interrupts {
     fn release(&self, id: SourceId, _: EventKey) {
         // Taken out first: closing may take its time, and not under the lock.
         let request = lock(&self.attached[id.slot()]).take();
+        self.forget_resample(request.as_ref().and_then(|request| request.resample));
         drop(request);
     }
 
     fn signal(&self, key: EventKey) {
-        let event = lock(&self.resample).get(&key).cloned();
+        let event = lock(&self.resample).get(&key).map(|(event, _)| event.clone());
         if let Some(event) = event {
             event.signal(1);
         }

@@ -279,6 +279,9 @@ fn cpus(text: &str) -> Result<CpusArg, String> {
         }
     }
     let boot: u32 = boot.ok_or("boot=N is missing")?;
+    if boot == 0 {
+        return Err("boot=0: a guest needs a vCPU".into());
+    }
     if let Some((vcpu, _)) = affinity.iter().find(|(vcpu, _)| *vcpu >= boot) {
         return Err(format!("affinity names vCPU {vcpu}, and boot={boot}"));
     }

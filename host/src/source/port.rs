@@ -59,6 +59,9 @@ pub enum Hooked {
     Watched = 1,
     /// Not reported any more, but still armed in the kernel: to be cancelled by a control thread.
     Closing = 2,
+    /// The poller was asked to watch it. Said by who asked: whoever waits for the end of a source that was hooked a moment
+    /// ago must not take the slot's last owner's end for it.
+    Asked = 3,
 }
 
 /// Signals whose times are kept.
@@ -159,6 +162,9 @@ impl Port {
 
     /// Sends a command, waiting with `relax` while the queue is full. Dropped when the poller is gone.
     pub fn send(&self, mut command: Command, relax: impl Fn()) {
+        if let Command::Hook { id, .. } | Command::HookBell { id, .. } = &command {
+            self.set(id.slot(), Hooked::Asked);
+        }
         while let Err(back) = self.commands.push(command) {
             if !self.is_alive() {
                 return;

@@ -3,4 +3,5 @@
 
 mod churn;
 mod hang_up;
+mod late;
 mod ledger;

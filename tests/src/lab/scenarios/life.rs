@@ -126,7 +126,13 @@ fn unbound(context: &mut Context, iommufd: bool) -> Result<()> {
             stop.store(true, Ordering::Relaxed);
             rebound
         })?;
-        let news = guest.session.fleet()?.news();
+        let began = Instant::now();
+        let mut news = guest.session.fleet()?.news();
+        // The kernel goes on as soon as the device is closed, which is before it is said.
+        while news.is_empty() && began.elapsed() < Duration::from_secs(2) {
+            sleep(Duration::from_millis(1));
+            news = guest.session.fleet()?.news();
+        }
         if !matches!(&news[..], [News::WantedBack(_)]) || !guest.session.fleet()?.devices().is_empty() {
             return Err(Error::new(format!("after the unbinding: {news:?}")));
         }

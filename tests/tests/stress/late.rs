@@ -1,0 +1,64 @@
+//! A poller that comes late to its commands: what was hooked and unhooked meanwhile is over only when it says so. An end
+//! that is believed early leaves a poll armed behind the slot's next owner, and every signal counts twice.
+
+use pollvisor::clock::Clock;
+use pollvisor::interrupts::{Interrupts, Source};
+use pollvisor::pin::Placement;
+use pollvisor::poller::PollerThread;
+use pollvisor::record::Figures;
+use pollvisor::source::{Backend, Lane};
+use pollvisor::sys::fd::EventFd;
+use pollvisor::vm::{Idle, Vm, VmConfig};
+use pollvisor_core::ids::{Gsi, VcpuId};
+use pollvisor_core::irqfd::Outcome;
+use pollvisor_core::route::{Irqchip, Msi, RawRoute};
+use pollvisor_tests::needs_kvm;
+use std::sync::Arc;
+use std::time::Duration;
+
+const LINE: Gsi = Gsi(0);
+
+#[test]
+fn an_end_is_not_believed_before_the_poller_says_it() {
+    needs_kvm!();
+    for backend in [Backend::AIO, Backend::EpollSpin] {
+        let config = VmConfig { irqchip: Irqchip::Split, idle: Idle::Halt, halt_poll_ns: None };
+        let vm = Vm::new(&config, None).expect("VM");
+        let _vcpu = vm.create_vcpu(VcpuId(0)).expect("vCPU");
+        let clock = Clock::calibrate().expect("clock");
+        let inject = vm.injector().expect("injector");
+        let interrupts = Interrupts::start(Irqchip::Split, inject, clock, 4).expect("interrupts");
+        interrupts.set_routes(&[RawRoute::msi(LINE, Msi::fixed(0, 0x40))]).expect("routes");
+        let lane = Lane::new(backend, 4).expect("lane");
+        let nowhere = Placement { cpu: None, fifo: Some(false) };
+        let figures = Figures::new(&[], 4, false);
+        let poller = PollerThread::start(&interrupts, lane, figures, nowhere, "late").expect("poller");
+        let event = Arc::new(EventFd::new().expect("eventfd"));
+        let attach = || interrupts.attach(Source::Event(event.clone()), LINE, poller.port()).expect("attach");
+
+        poller.park();
+        let id = attach();
+        std::thread::scope(|scope| {
+            let ending = scope.spawn(|| interrupts.detach(id));
+            std::thread::sleep(Duration::from_millis(30));
+            assert!(!ending.is_finished(), "{backend:?}: over, and the poller has not even begun");
+            poller.unpark();
+            assert!(ending.join().expect("no panic"));
+        });
+        event.signal(1);
+        std::thread::sleep(Duration::from_millis(5));
+        assert_eq!(event.take(), 1, "{backend:?}: nobody watches it");
+
+        let id = attach();
+        for _ in 0..100 {
+            event.signal(1);
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        interrupts.detach(id);
+        let figures = poller.stop().expect("the poller ran to the end");
+        let Outcome { delivered, merged, dropped } = figures.total();
+        assert_eq!((delivered + merged, dropped), (100, 0), "{backend:?}");
+        // An interrupt for nothing is what a poll left behind by an earlier owner makes.
+        assert_eq!(figures.spurious, 0, "{backend:?}");
+    }
+}
