@@ -9,6 +9,7 @@
 //!  back:   device ─► KVM-VFIO ─► group ─► container or IOAS, with the last one
 //! ```
 
+use super::members::{check, device_name, holder};
 use crate::devices::{DeviceAddress, Host, Member, members, vfio_path};
 use crate::error::{Error, Result};
 use crate::sys::iommufd::{IoasId, Iommufd};
@@ -22,7 +23,6 @@ use pollvisor_core::group::{
 use pollvisor_core::teardown::device::{Closed, Gone};
 use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use vfio_bindings::bindings::vfio::VFIO_TYPE1v2_IOMMU;
@@ -422,45 +422,4 @@ impl Opener {
             open.ioas = None;
         }
     }
-}
-
-/// What is in the way of a device, said before anything is opened.
-fn check(address: DeviceAddress, number: u32, members: &[Member]) -> Result<()> {
-    let name = address.to_string();
-    let own = members.iter().find(|member| member.name == name);
-    if let Some(member) = own
-        && holder(member) != Holder::Ours
-    {
-        let driver = member.driver.as_deref().unwrap_or("no driver");
-        return Err(Error::new(format!("{name} has {driver}, not vfio-pci"))
-            .remedy(format!("pollvisor devices bind {name}")));
-    }
-    let foreign = members.iter().find(|member| !member.is_viable());
-    if let Some(member) = foreign {
-        let driver = member.driver.as_deref().unwrap_or("none");
-        return Err(Error::new(format!(
-            "{name}: its IOMMU group {number} is not viable: {} of the same group has the host's driver {driver}",
-            member.name
-        ))
-        .remedy(format!("pollvisor devices bind {}, or a slot whose devices are isolated by ACS", member.name)));
-    }
-    Ok(())
-}
-
-/// Who holds a device, to the core.
-fn holder(member: &Member) -> Holder {
-    match member.driver.as_deref() {
-        None => Holder::Driverless,
-        Some("pci-stub") => Holder::Stub,
-        Some("pcieport") if member.is_viable() => Holder::Bridge,
-        Some(_) if member.is_viable() => Holder::Ours,
-        Some(_) => Holder::Foreign,
-    }
-}
-
-/// A device's name to the core: its own, hashed. Names of one group differ, and are few.
-fn device_name(name: &str) -> DeviceName {
-    let mut hasher = DefaultHasher::new();
-    name.hash(&mut hasher);
-    DeviceName(hasher.finish())
 }

@@ -132,9 +132,9 @@ pub struct Scenario {
 
 /// All of them, in the order in which they run.
 pub fn scenarios() -> impl Iterator<Item = &'static Scenario> {
-    use scenarios::{dma, guest, life, motion, refusals, registers};
+    use scenarios::{config, dma, guest, life, motion, refusals, registers};
     let all = [registers::SCENARIOS, dma::SCENARIOS, guest::SCENARIOS, motion::SCENARIOS, life::SCENARIOS];
-    all.into_iter().chain([refusals::SCENARIOS]).flatten()
+    all.into_iter().chain([config::SCENARIOS, refusals::SCENARIOS]).flatten()
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! The scenarios, by subject.
 
+pub mod config;
 pub mod dma;
 pub mod guest;
 pub mod life;
