@@ -6,6 +6,7 @@ use crate::{overhead, table};
 use pollvisor::clock::Clock;
 use pollvisor::error::{Error, Result};
 use pollvisor::machine::Machine;
+use pollvisor::pin::available;
 use serde::Serialize;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -107,6 +108,8 @@ pub struct Report {
 pub struct Bench {
     /// The clock of all figures.
     pub clock: Clock,
+    /// The CPUs of this process, before any thread was pinned.
+    pub cpus: Vec<usize>,
     interrupted: Arc<AtomicBool>,
     began: SystemTime,
     started: Instant,
@@ -121,6 +124,7 @@ impl Bench {
     pub fn begin(output: &OutputArgs) -> Result<Self> {
         Ok(Self {
             interrupted: interrupts()?,
+            cpus: available(),
             clock: Clock::calibrate()?,
             began: SystemTime::now(),
             started: Instant::now(),

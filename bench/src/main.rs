@@ -3,6 +3,9 @@
 #![deny(unsafe_code)]
 
 mod common;
+mod costs;
+mod drive;
+mod latency;
 mod measure;
 #[allow(dead_code, reason = "reading results back is for who compares them")]
 mod model;
@@ -11,6 +14,9 @@ mod overhead;
 mod paths;
 mod produce;
 mod rounds;
+mod saturation;
+mod scaling;
+mod startup;
 mod table;
 mod way;
 
@@ -29,6 +35,14 @@ struct Cli {
 enum Command {
     /// From the signal until the in-kernel LAPIC has the interrupt, no vCPU running, by every path side by side
     Paths(paths::PathsArgs),
+    /// Chosen paths under a load that does not wait for them
+    Latency(latency::LatencyArgs),
+    /// Interrupts a second and poller, as fast as it goes
+    Saturation(saturation::SaturationArgs),
+    /// How medians grow with vectors and producers
+    Scaling(scaling::ScalingArgs),
+    /// What control calls cost, and the data path meanwhile; what a start costs
+    Costs(costs::CostsArgs),
     /// What measuring itself costs
     Overhead(overhead::OverheadArgs),
 }
@@ -43,6 +57,10 @@ fn main() -> ExitCode {
     };
     let done = match &cli.command {
         Command::Paths(args) => paths::run(args),
+        Command::Latency(args) => latency::run(args),
+        Command::Saturation(args) => saturation::run(args),
+        Command::Scaling(args) => scaling::run(args),
+        Command::Costs(args) => costs::run(args),
         Command::Overhead(args) => overhead::run(args),
     };
     done.unwrap_or_else(|error| {

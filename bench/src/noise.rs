@@ -2,7 +2,7 @@
 
 use clap::ValueEnum;
 use pollvisor::error::{Error, Result};
-use pollvisor::pin::{Placement, available};
+use pollvisor::pin::Placement;
 use std::collections::BTreeMap;
 use std::fs::read_to_string;
 use std::hint::black_box;
@@ -23,7 +23,7 @@ pub enum Kind {
     Syscall,
 }
 
-/// A thread of it on every CPU, the poller's included. Dropping it ends it.
+/// A thread of it on each of the CPUs, the poller's included. Dropping it ends it.
 #[derive(Debug)]
 pub struct Noise {
     stop: Arc<AtomicBool>,
@@ -35,10 +35,10 @@ impl Noise {
     ///
     /// # Errors
     /// When threads run out.
-    pub fn start(kind: Kind) -> Result<Self> {
+    pub fn start(kind: Kind, cpus: &[usize]) -> Result<Self> {
         let mut noise = Self { stop: Arc::default(), threads: Vec::new() };
-        let cpus = if kind == Kind::None { Vec::new() } else { available() };
-        for cpu in cpus {
+        let cpus = if kind == Kind::None { &[] } else { cpus };
+        for cpu in cpus.iter().copied() {
             let stop = noise.stop.clone();
             let body = move || {
                 // Where it cannot be placed it is noise all the same.

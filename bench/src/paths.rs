@@ -40,7 +40,7 @@ pub struct PathsArgs {
 /// What kept it from being done.
 pub fn run(args: &PathsArgs) -> Result<ExitCode> {
     let bench = Bench::begin(&args.output)?;
-    let cpus = Cpus::choose(1)?;
+    let cpus = Cpus::of(&bench.cpus, 1)?;
     cpus.producer(0).apply("the producer")?;
     let turn = Turn { samples: args.samples, pace: bench.clock.cycles(Duration::from_micros(args.pace)) };
     let rivals = if args.rivals { &Path::RIVALS[..] } else { &[] };

@@ -49,6 +49,32 @@ pub fn ratios(paths: &[PathResult]) -> Table {
     right(table)
 }
 
+/// By numbers of vectors and producers.
+pub fn sizes(paths: &[PathResult]) -> Table {
+    let mut table =
+        table(&["path", "vectors", "producers", "load", "p50 µs", "p99", "p99.9", "producer p50"]);
+    for path in paths {
+        table.add_row([
+            path.path.clone(),
+            path.vectors.to_string(),
+            path.producers.to_string(),
+            load(path),
+            us(path.p50_ns),
+            us(path.p99_ns),
+            us(path.p999_ns),
+            format!("{:.3}", path.producer_p50_ns / 1000.0),
+        ]);
+    }
+    right(table)
+}
+
+fn load(path: &PathResult) -> String {
+    match &path.load {
+        Load::Closed => "closed".to_string(),
+        Load::Open { per_second, schedule } => format!("{per_second:.0}/s {schedule}"),
+    }
+}
+
 /// One after the other, with what the machine did meanwhile.
 pub fn latency(paths: &[PathResult]) -> Table {
     let mut table = table(&[
@@ -64,17 +90,13 @@ pub fn latency(paths: &[PathResult]) -> Table {
         "switches",
     ]);
     for path in paths {
-        let load = match &path.load {
-            Load::Closed => "closed".to_string(),
-            Load::Open { per_second, schedule } => format!("{per_second:.0}/s {schedule}"),
-        };
         let of = |stage: &Option<crate::model::Stage>, of: fn(&crate::model::Stage) -> u64| {
             stage.as_ref().filter(|s| s.count > 0).map_or_else(|| "-".into(), |s| microseconds(of(s)))
         };
         table.add_row([
             path.path.clone(),
             path.vectors.to_string(),
-            load,
+            load(path),
             us(path.p50_ns),
             us(path.p99_ns),
             us(path.p999_ns),

@@ -20,7 +20,7 @@ use std::sync::Arc;
 pub struct Accepting {
     pub vcpus: Vec<VcpuFd>,
     pub vm: Vm,
-    vectors: usize,
+    pub vectors: usize,
 }
 
 impl Accepting {

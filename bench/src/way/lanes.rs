@@ -4,6 +4,7 @@ use super::irqfd::Accepting;
 use super::trigger::{self, Trigger, poller_of};
 use super::{Config, Path, Way, gsi, routes};
 use crate::measure::{add, matching::Taken};
+use kvm_bindings::KVM_IRQFD_FLAG_DEASSIGN;
 use pollvisor::clock::Clock;
 use pollvisor::error::{Error, Result};
 use pollvisor::interrupts::{BellRegion, Interrupts, Running, Source};
@@ -15,10 +16,11 @@ use pollvisor::sys::fd::EventFd;
 use pollvisor_core::ids::SourceId;
 use pollvisor_core::route::Irqchip;
 use std::collections::HashMap;
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 
 /// See the module's text. In the order in which it has to go.
-struct Lanes {
+pub struct Lanes {
     attached: Vec<SourceId>,
     pollers: Vec<PollerThread>,
     /// Empty figures to give for full ones, one per poller.
@@ -26,41 +28,135 @@ struct Lanes {
     interrupts: Running,
     accepting: Accepting,
     blocking: bool,
+    vectors: usize,
+    spare_source: Spare,
 }
 
-pub fn start(config: &Config, clock: Clock) -> Result<(Box<dyn Way>, Vec<Trigger>)> {
-    let (vectors, pollers) = (config.vectors, config.cpus.len());
-    let backend = match config.path {
-        Path::EpollWait0 => Backend::EpollSpin,
-        Path::BlockingEpoll => Backend::EpollBlock,
-        _ => Backend::Aio { per_context: config.per_context },
-    };
-    let accepting = Accepting::new(vectors)?;
-    let interrupts = Interrupts::start(Irqchip::Split, accepting.vm.injector()?, clock, vectors)?;
-    interrupts.set_routes(&routes(vectors))?;
-    let figures = || Figures::new(&[], vectors, false).keeping(config.samples, config.gaps);
-    let mut way = Lanes {
-        attached: Vec::new(),
-        pollers: Vec::new(),
-        spare: (0..pollers).map(|_| Box::new(figures())).collect(),
-        interrupts,
-        accepting,
-        blocking: backend == Backend::EpollBlock,
-    };
-    for (number, cpu) in config.cpus.iter().enumerate() {
-        let placement = Placement { cpu: Some(*cpu), fifo: None };
-        let (lane, name) = (Lane::new(backend, vectors)?, format!("poller {number}"));
-        way.pollers.push(PollerThread::start(&way.interrupts, lane, figures(), placement, &name)?);
-    }
-    let triggers = if config.path == Path::PolledDoorbell {
-        way.attach_bells(config, clock)?
-    } else {
-        way.attach_events(config, clock)?
-    };
-    Ok((Box::new(way), triggers))
+/// A further vector, quiet, that control calls are made with.
+struct Spare {
+    event: Arc<EventFd>,
+    at: At,
+}
+
+/// Where the spare vector is.
+enum At {
+    Nowhere,
+    Poller(SourceId),
+    Kernel,
 }
 
 impl Lanes {
+    /// Sets them up, with room for `spare` (0 or 1) further vectors.
+    ///
+    /// # Errors
+    /// What this machine lacks.
+    pub fn start(config: &Config, spare: usize, clock: Clock) -> Result<(Self, Vec<Trigger>)> {
+        let (vectors, pollers) = (config.vectors, config.cpus.len());
+        let slots = vectors + spare;
+        let backend = match config.path {
+            Path::EpollWait0 => Backend::EpollSpin,
+            Path::BlockingEpoll => Backend::EpollBlock,
+            _ => Backend::Aio { per_context: config.per_context },
+        };
+        let accepting = Accepting::new(slots)?;
+        let interrupts = Interrupts::start(Irqchip::Split, accepting.vm.injector()?, clock, slots)?;
+        let figures = || Figures::new(&[], slots, false).keeping(config.samples, config.gaps);
+        let mut way = Self {
+            attached: Vec::new(),
+            pollers: Vec::new(),
+            spare: (0..pollers).map(|_| Box::new(figures())).collect(),
+            interrupts,
+            accepting,
+            blocking: backend == Backend::EpollBlock,
+            vectors,
+            spare_source: Spare { event: Arc::new(EventFd::new()?), at: At::Nowhere },
+        };
+        way.replace_routes()?;
+        way.accepting.vm.fd().set_gsi_routing(0, &routes(slots))?;
+        for (number, cpu) in config.cpus.iter().enumerate() {
+            let placement = Placement { cpu: Some(*cpu), fifo: None };
+            let (lane, name) = (Lane::new(backend, slots)?, format!("poller {number}"));
+            way.pollers.push(PollerThread::start(&way.interrupts, lane, figures(), placement, &name)?);
+        }
+        let triggers = if config.path == Path::PolledDoorbell {
+            way.attach_bells(config, clock)?
+        } else {
+            way.attach_events(config, clock)?
+        };
+        Ok((way, triggers))
+    }
+
+    /// Vectors that are signalled.
+    #[must_use]
+    pub fn vectors(&self) -> usize {
+        self.vectors
+    }
+
+    /// Replaces all routes by the same ones.
+    ///
+    /// # Errors
+    /// Never with these.
+    pub fn replace_routes(&self) -> Result<()> {
+        self.interrupts.set_routes(&routes(self.accepting.vectors))
+    }
+
+    /// Binds the spare vector to the first poller.
+    ///
+    /// # Errors
+    /// When it is bound.
+    pub fn attach_spare(&mut self) -> Result<()> {
+        let source = Source::Event(self.spare_source.event.clone());
+        let id = self.interrupts.attach(source, gsi(self.vectors), self.pollers[0].port())?;
+        self.spare_source.at = At::Poller(id);
+        Ok(())
+    }
+
+    /// Unbinds it.
+    ///
+    /// # Errors
+    /// When it went by itself.
+    pub fn detach_spare(&mut self) -> Result<()> {
+        let At::Poller(id) = std::mem::replace(&mut self.spare_source.at, At::Nowhere) else { return Ok(()) };
+        if self.interrupts.detach(id) { Ok(()) } else { Err(Error::new("the spare vector went by itself")) }
+    }
+
+    /// Hands it over: the poller gives it up, and the kernel takes what is pending and all that comes.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn spare_to_kernel(&mut self) -> Result<()> {
+        self.detach_spare()?;
+        self.bind_spare(0)?;
+        self.spare_source.at = At::Kernel;
+        Ok(())
+    }
+
+    /// And back.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn spare_to_poller(&mut self) -> Result<()> {
+        self.bind_spare(KVM_IRQFD_FLAG_DEASSIGN)?;
+        self.attach_spare()
+    }
+
+    /// Wherever it is, it is nowhere afterwards.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn put_spare_away(&mut self) -> Result<()> {
+        if matches!(self.spare_source.at, At::Kernel) {
+            self.bind_spare(KVM_IRQFD_FLAG_DEASSIGN)?;
+            self.spare_source.at = At::Nowhere;
+        }
+        self.detach_spare()
+    }
+
+    fn bind_spare(&self, flags: u32) -> Result<()> {
+        let event = self.spare_source.event.as_fd().as_raw_fd();
+        self.accepting.vm.fd().irqfd(event, gsi(self.vectors), flags, None)
+    }
+
     /// Slots are taken in order, so slot `v` is vector `v`.
     fn attach(&mut self, source: Source, vector: usize, poller: usize) -> Result<()> {
         let id = self.interrupts.attach(source, gsi(vector), self.pollers[poller].port())?;

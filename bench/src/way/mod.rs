@@ -5,13 +5,14 @@ mod lanes;
 mod rival;
 mod trigger;
 
+pub use lanes::Lanes;
 pub use trigger::Trigger;
 
 use crate::measure::matching::Taken;
 use clap::ValueEnum;
 use pollvisor::clock::Clock;
 use pollvisor::error::{Error, Result};
-use pollvisor::pin::{Placement, available};
+use pollvisor::pin::Placement;
 use pollvisor::session::vcpus_for;
 use pollvisor_core::ids::{Gsi, VcpuId};
 use pollvisor_core::route::{MAX_ROUTES, Msi, RawRoute};
@@ -148,7 +149,10 @@ pub fn start(config: &Config, clock: Clock) -> Result<(Box<dyn Way>, Vec<Trigger
     pollvisor::sys::sched::raise_open_files();
     match config.path {
         Path::Irqfd => irqfd::start(config, clock),
-        path if path.has_pollers() => lanes::start(config, clock),
+        path if path.has_pollers() => {
+            let (lanes, triggers) = Lanes::start(config, 0, clock)?;
+            Ok((Box::new(lanes), triggers))
+        }
         _ => rival::start(config, clock),
     }
 }
@@ -186,15 +190,11 @@ pub struct Cpus {
 }
 
 impl Cpus {
-    /// Room for so many pollers on this machine.
+    /// Room for so many pollers on these CPUs.
     ///
     /// # Errors
     /// When no CPU is left for producers.
-    pub fn choose(pollers: usize) -> Result<Self> {
-        Self::of(&available(), pollers)
-    }
-
-    fn of(cpus: &[usize], pollers: usize) -> Result<Self> {
+    pub fn of(cpus: &[usize], pollers: usize) -> Result<Self> {
         if pollers == 0 || pollers >= cpus.len() {
             let needed = pollers.max(1) + 1;
             return Err(Error::new(format!(

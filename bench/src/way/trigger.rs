@@ -95,18 +95,6 @@ pub fn bells(
 }
 
 impl Trigger {
-    /// How many vectors it has.
-    #[must_use]
-    pub fn vectors(&self) -> usize {
-        self.vectors.len()
-    }
-
-    /// The vector that the next signal goes to.
-    #[must_use]
-    pub fn next_vector(&self) -> usize {
-        self.vectors[self.next]
-    }
-
     /// Signals the vectors in turn. `planned`: when it should have been; `None`: now.
     #[inline]
     pub fn signal(&mut self, planned: Option<u64>) -> Sent {

@@ -17,7 +17,10 @@ impl AsRawFd for Watched {
     }
 }
 
-#[allow(deprecated, reason = "its successor is unsafe, for types whose descriptor could change; this one's cannot")]
+#[allow(
+    deprecated,
+    reason = "its successor is unsafe, for types whose descriptor could change; this one's cannot"
+)]
 fn watch(event: &Arc<EventFd>) -> Result<AsyncFd<Watched>> {
     AsyncFd::with_interest(Watched(event.clone()), Interest::READABLE)
         .map_err(|e| Error::os("watching an eventfd with tokio", &e))

@@ -1,0 +1,40 @@
+//! `saturation`: interrupts in a second of one poller's core, as fast as it goes, every signal accounted for.
+
+use crate::common::{Bench, Findings, Goal, OutputArgs};
+use crate::drive::{DriveArgs, Rate};
+use crate::latency::drive_all;
+use crate::measure::float;
+use crate::table;
+use crate::way::Path;
+use pollvisor::error::Result;
+use std::process::ExitCode;
+
+/// The flags of `saturation`.
+#[derive(Debug, clap::Args)]
+pub struct SaturationArgs {
+    /// Which paths
+    #[arg(long = "path", value_enum, value_delimiter = ',', default_values_t = [Path::PolledEventfd, Path::PolledDoorbell], value_name = "PATH,...")]
+    paths: Vec<Path>,
+    #[command(flatten)]
+    drive: DriveArgs,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+/// Measures and prints.
+///
+/// # Errors
+/// When no path could be measured.
+pub fn run(args: &SaturationArgs) -> Result<ExitCode> {
+    let bench = Bench::begin(&args.output)?;
+    let mut findings = Findings::default();
+    drive_all(&bench, &args.drive, &args.paths, Rate::Flood, &mut findings)?;
+    for (path, least) in [(Path::PolledDoorbell, 1_000_000.0), (Path::PolledEventfd, 300_000.0)] {
+        let found = findings.paths.iter().find(|found| found.path == path.key());
+        if let Some(rate) = found.map(|found| found.per_second / float(args.drive.pollers as u64)) {
+            let goal = format!("{}: interrupts a second and poller", path.key());
+            findings.goals.push(Goal::at_least(goal, rate, least));
+        }
+    }
+    bench.finish(findings, table::rates)
+}
