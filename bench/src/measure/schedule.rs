@@ -86,8 +86,8 @@ mod tests {
     #[test]
     fn fixed_times_do_not_drift() {
         // 2.5e9 / 30 is no whole number of cycles.
-        let schedule = Schedule::new(Shape::Fixed, Clock::from_khz(CLOCK_KHZ), 0, 30.0, 0);
-        assert_eq!(schedule.skip(30_000).next(), Some(2_500_000_000_000 - 1), "a cycle off at the most");
+        let mut schedule = Schedule::new(Shape::Fixed, Clock::from_khz(CLOCK_KHZ), 0, 30.0, 0);
+        assert_eq!(schedule.nth(30_000), Some(2_500_000_000_000 - 1), "a cycle off at the most");
     }
 
     #[test]

@@ -16,6 +16,7 @@ use pollvisor::sys::fd::EventFd;
 use pollvisor_core::ids::SourceId;
 use pollvisor_core::route::Irqchip;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 
@@ -24,6 +25,7 @@ pub struct Lanes {
     attached: Vec<SourceId>,
     pollers: Vec<PollerThread>,
     /// Empty figures to give for full ones, one per poller.
+    #[allow(clippy::vec_box, reason = "these boxes go to the pollers")]
     spare: Vec<Box<Figures>>,
     interrupts: Running,
     accepting: Accepting,
@@ -185,11 +187,14 @@ impl Lanes {
         let mut watched: HashMap<usize, BellRegion> = HashMap::new();
         for bell in &bells {
             let key = bell.region.address();
-            if !watched.contains_key(&key) {
-                let port = self.pollers[bell.poller].port();
-                watched.insert(key, self.interrupts.add_region(port, &bell.region)?);
-            }
-            self.attach(Source::Bell(watched[&key].clone(), bell.bell), bell.vector, bell.poller)?;
+            let region = match watched.entry(key) {
+                Entry::Occupied(there) => there.get().clone(),
+                Entry::Vacant(place) => {
+                    let port = self.pollers[bell.poller].port();
+                    place.insert(self.interrupts.add_region(port, &bell.region)?).clone()
+                }
+            };
+            self.attach(Source::Bell(region, bell.bell), bell.vector, bell.poller)?;
         }
         Ok(triggers)
     }
