@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 use std::process::{Command, Output, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 fn command(words: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pollvisor-bench"));
@@ -19,6 +20,12 @@ fn results(words: &[&str]) -> Value {
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{words:?}: {said} {}", String::from_utf8_lossy(&output.stdout));
     serde_json::from_slice(&output.stdout).expect("JSON")
+}
+
+/// One after the other: each has the last CPU for its poller.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Why the tests cannot run here, said.
@@ -51,6 +58,7 @@ fn adds_up(path: &Value) {
 
 #[test]
 fn every_path_beside_the_others() {
+    let _alone = alone();
     if skipped() {
         return;
     }
@@ -76,6 +84,7 @@ fn every_path_beside_the_others() {
 
 #[test]
 fn overload_merges_and_loses_nothing() {
+    let _alone = alone();
     if skipped() {
         return;
     }
@@ -97,6 +106,7 @@ fn overload_merges_and_loses_nothing() {
 
 #[test]
 fn an_open_loop_makes_and_measures_every_planned_signal() {
+    let _alone = alone();
     if skipped() {
         return;
     }
@@ -124,6 +134,7 @@ fn an_open_loop_makes_and_measures_every_planned_signal() {
 
 #[test]
 fn control_calls_beside_the_data_path() {
+    let _alone = alone();
     if skipped() {
         return;
     }
@@ -153,6 +164,7 @@ fn exit_codes_are_rtlas() {
         assert_eq!(output.status.code(), Some(1), "{wrong:?}");
         assert!(!output.stderr.is_empty(), "{wrong:?} says why");
     }
+    let _alone = alone();
     if skipped() {
         return;
     }
@@ -163,6 +175,7 @@ fn exit_codes_are_rtlas() {
 
 #[test]
 fn the_first_interrupt_ends_it_with_a_report() {
+    let _alone = alone();
     if skipped() {
         return;
     }

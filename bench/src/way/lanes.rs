@@ -19,6 +19,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// See the module's text. In the order in which it has to go.
 pub struct Lanes {
@@ -32,6 +33,19 @@ pub struct Lanes {
     blocking: bool,
     vectors: usize,
     spare_source: Spare,
+}
+
+/// A poller that has to share its CPU may take longer to answer than a second.
+fn wait_on(poller: &PollerThread) -> Option<Box<Figures>> {
+    const MOST: Duration = Duration::from_secs(4);
+    let began = Instant::now();
+    while began.elapsed() < MOST {
+        if let Some(figures) = poller.exchange().take() {
+            return Some(figures);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    None
 }
 
 /// A further vector, quiet, that control calls are made with.
@@ -215,7 +229,8 @@ impl Way for Lanes {
         let mut taken = Taken::default();
         for (poller, spare) in self.pollers.iter().zip(&mut self.spare) {
             let empty = std::mem::replace(spare, Box::new(Figures::new(&[], 0, false)));
-            let Some(mut figures) = poller.take_figures(empty) else {
+            let answer = poller.take_figures(empty).or_else(|| wait_on(poller));
+            let Some(mut figures) = answer else {
                 return Err(Error::new("a poller does not answer")
                     .remedy("a CPU that is not starved; this may be a bug, too"));
             };
