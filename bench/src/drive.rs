@@ -50,8 +50,8 @@ pub enum Rate {
     Open(Shape, f64, usize),
     /// So many a second at the most, each producer's next one after its last.
     Closed(f64),
-    /// As fast as it goes.
-    Flood,
+    /// So many a second, only counted; 0: as fast as it goes.
+    Flood(f64),
 }
 
 impl Rate {
@@ -64,7 +64,10 @@ impl Rate {
             Self::Closed(per_second) => {
                 Pace::Closed(bench.clock.cycles(Duration::from_secs_f64(producers / per_second)))
             }
-            Self::Flood => Pace::Flood,
+            Self::Flood(0.0) => Pace::Flood(0),
+            Self::Flood(per_second) => {
+                Pace::Flood(bench.clock.cycles(Duration::from_secs_f64(producers / per_second)))
+            }
         }
     }
 
@@ -72,14 +75,17 @@ impl Rate {
     fn kept(self) -> f64 {
         match self {
             Self::Open(_, per_second, _) | Self::Closed(per_second) => per_second,
-            Self::Flood => 0.0,
+            Self::Flood(_) => 0.0,
         }
     }
 
     fn load(self) -> Load {
         match self {
             Self::Open(shape, per_second, _) => Load::Open { per_second, schedule: shape.name().into() },
-            Self::Closed(_) | Self::Flood => Load::Closed,
+            Self::Flood(per_second) if per_second > 0.0 => {
+                Load::Open { per_second, schedule: Shape::Fixed.name().into() }
+            }
+            Self::Closed(_) | Self::Flood(_) => Load::Closed,
         }
     }
 }
@@ -137,7 +143,7 @@ pub fn drive(bench: &Bench, args: &DriveArgs, path: Path, rate: Rate) -> Result<
         clippy::cast_sign_loss,
         reason = "bounded just now, not below 0"
     )]
-    let room = if matches!(rate, Rate::Flood) { 0 } else { kept as usize + 1024 };
+    let room = if matches!(rate, Rate::Flood(_)) { 0 } else { kept as usize + 1024 };
     let config = Config {
         path,
         vectors: args.vectors,
@@ -180,8 +186,7 @@ impl Drive<'_> {
             seed: 0,
         };
         let mut triggers = std::mem::take(&mut self.triggers);
-        let began = Instant::now();
-        let cpus = self.cpus;
+        let (began, cpus) = (Instant::now(), self.cpus);
         let produced = std::thread::scope(|scope| -> Result<Vec<Produced>> {
             let stop = &stop;
             let threads: Vec<_> = (triggers.iter_mut().zip(&logs).enumerate())
@@ -221,7 +226,8 @@ impl Drive<'_> {
             std::thread::sleep(Duration::from_millis(1));
         }
         self.matching.run();
-        Ok(Phase { produced, seconds: began.elapsed().as_secs_f64() })
+        let ended = produced.iter().map(|one| one.ended).max().unwrap_or(start);
+        Ok(Phase { produced, seconds: float(clock.ns(ended.saturating_sub(start))) / 1e9 })
     }
 
     /// Takes what the path took, then what the producers made: a delivery whose signal is not logged yet waits for it.

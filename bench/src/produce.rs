@@ -25,8 +25,8 @@ pub enum Pace {
     },
     /// So many cycles after the last.
     Closed(u64),
-    /// At once, and not logged: only counted.
-    Flood,
+    /// So many cycles apart by a schedule, 0 for at once; not logged, only counted.
+    Flood(u64),
 }
 
 /// What one producer is to do.
@@ -77,6 +77,8 @@ pub struct Produced {
     pub unmade: u64,
     /// Interruptions of its waiting, in nanoseconds.
     pub gaps: Histogram<u64>,
+    /// When it was done, in TSC cycles.
+    pub ended: u64,
 }
 
 /// How far a producer may be behind its schedule at the end, in milliseconds.
@@ -93,14 +95,22 @@ pub fn produce(
     log: &Log,
     stop: &AtomicBool,
 ) -> Result<Produced> {
-    let mut done = Produced { counted: 0, unmade: 0, gaps: histogram()? };
+    let mut done = Produced { counted: 0, unmade: 0, gaps: histogram()?, ended: 0 };
     let stopped = || stop.load(Ordering::Relaxed);
     wait(clock, plan.start, &mut done.gaps, stop);
     match plan.pace {
-        Pace::Flood => {
-            while !stopped() && clock.now() < plan.end {
-                trigger.signal(None);
-                done.counted += 1;
+        Pace::Flood(cycles) => {
+            let mut next = plan.start;
+            loop {
+                let now = clock.now();
+                if stopped() || now >= plan.end {
+                    break;
+                }
+                if now >= next {
+                    next += cycles;
+                    trigger.signal(None);
+                    done.counted += 1;
+                }
             }
         }
         Pace::Closed(cycles) => {
@@ -130,6 +140,7 @@ pub fn produce(
             }
         }
     }
+    done.ended = clock.now();
     Ok(done)
 }
 

@@ -114,7 +114,7 @@ pub fn rates(paths: &[PathResult]) -> Table {
     let mut table = table(&[
         "path",
         "vectors",
-        "producers",
+        "offered",
         "interrupts/s",
         "CPU ns each",
         "sent",
@@ -126,7 +126,7 @@ pub fn rates(paths: &[PathResult]) -> Table {
         table.add_row([
             path.path.clone(),
             path.vectors.to_string(),
-            path.producers.to_string(),
+            if matches!(path.load, Load::Closed) { "all it can".into() } else { load(path) },
             format!("{:.0}", path.per_second),
             path.cpu_ns_per_interrupt.map_or_else(|| "-".into(), |ns| format!("{ns:.0}")),
             path.ledger.sent.to_string(),

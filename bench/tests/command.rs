@@ -89,7 +89,20 @@ fn overload_merges_and_loses_nothing() {
         return;
     }
     let all = "irqfd,polled_eventfd,polled_doorbell,epoll_wait_0,blocking_epoll,event_manager,tokio";
-    let words = ["saturation", "--path", all, "--vectors", "4", "-D", "300ms", "--warm-up", "50ms", "--json"];
+    let words = [
+        "saturation",
+        "--path",
+        all,
+        "--vectors",
+        "4",
+        "--offered",
+        "0",
+        "-D",
+        "300ms",
+        "--warm-up",
+        "50ms",
+        "--json",
+    ];
     let results = results(&words);
     assert_eq!(paths(&results).len(), 7);
     for path in paths(&results) {
