@@ -1,13 +1,29 @@
-//! The benchmark: every path side by side, in interleaved rounds of one run. It drives pollvisor's public API only.
+//! The benchmark: interrupt paths side by side, under loads that do not wait. It drives pollvisor's public API, and the
+//! crates that other VMMs are made of.
 #![deny(unsafe_code)]
 
+mod common;
+mod costs;
+mod drive;
+mod latency;
+mod measure;
+#[allow(dead_code, reason = "reading results back is for who compares them")]
+mod model;
+mod noise;
+mod overhead;
 mod paths;
-mod stats;
+mod produce;
+mod rounds;
+mod saturation;
+mod scaling;
+mod startup;
+mod table;
+mod way;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
-/// Measures pollvisor's interrupt paths against one another
+/// Measures interrupt paths of KVM guests against one another
 #[derive(Debug, Parser)]
 #[command(name = "pollvisor-bench", version)]
 struct Cli {
@@ -17,8 +33,18 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// From the signal until the in-kernel LAPIC has the interrupt, no vCPU running, by every path
+    /// From the signal until the in-kernel LAPIC has the interrupt, no vCPU running, by every path side by side
     Paths(paths::PathsArgs),
+    /// Chosen paths under a load that does not wait for them
+    Latency(latency::LatencyArgs),
+    /// Interrupts a second and poller, as fast as it goes
+    Saturation(saturation::SaturationArgs),
+    /// How medians grow with vectors and producers
+    Scaling(scaling::ScalingArgs),
+    /// What control calls cost, and the data path meanwhile; what a start costs
+    Costs(costs::CostsArgs),
+    /// What measuring itself costs
+    Overhead(overhead::OverheadArgs),
 }
 
 fn main() -> ExitCode {
@@ -26,15 +52,19 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             let _printed = error.print();
-            return if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+            return if error.use_stderr() { ExitCode::from(common::FAILED) } else { ExitCode::SUCCESS };
         }
     };
-    let Command::Paths(args) = cli.command;
-    match paths::run(&args) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("pollvisor-bench: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    let done = match &cli.command {
+        Command::Paths(args) => paths::run(args),
+        Command::Latency(args) => latency::run(args),
+        Command::Saturation(args) => saturation::run(args),
+        Command::Scaling(args) => scaling::run(args),
+        Command::Costs(args) => costs::run(args),
+        Command::Overhead(args) => overhead::run(args),
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("pollvisor-bench: {error}");
+        ExitCode::from(common::FAILED)
+    })
 }

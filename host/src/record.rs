@@ -116,6 +116,24 @@ impl Stages {
     }
 }
 
+/// One event as a thread dealt with it: for whoever keeps the times of the signals himself. The signals of a slot are
+/// numbered by adding up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sample {
+    /// Whose it was.
+    pub slot: usize,
+    /// Signals that were in it.
+    pub signals: u64,
+    /// What became of them; nothing of those that went to the deferred worker.
+    pub outcome: Outcome,
+    /// When it was seen, in TSC cycles.
+    pub seen: u64,
+    /// When the injecting call had returned: the first signal's interrupt.
+    pub injected: u64,
+    /// When the second one had returned: the further signals' interrupt. The same with one signal.
+    pub last: u64,
+}
+
 /// One thread's figures since they were last taken.
 #[derive(Debug, Clone)]
 pub struct Figures {
@@ -135,7 +153,16 @@ pub struct Figures {
     pub negative: u64,
     /// Events handed to the deferred worker.
     pub deferred: u64,
+    /// The events one by one, as many as there is room for; see [`keeping`](Self::keeping).
+    pub samples: Vec<Sample>,
+    /// Events that there was no room for.
+    pub lost: u64,
+    /// Times between two idle passes, in nanoseconds, from [`SHORTEST_GAP_NS`] on; see [`keeping`](Self::keeping).
+    pub gaps: Option<Histogram<u64>>,
 }
+
+/// A shorter time between two idle passes is not a gap: nothing interrupted them.
+pub const SHORTEST_GAP_NS: u64 = 500;
 
 const DIGITS: u8 = 3;
 const VECTOR_DIGITS: u8 = 2;
@@ -155,6 +182,26 @@ impl Figures {
             unstamped: 0,
             negative: 0,
             deferred: 0,
+            samples: Vec::new(),
+            lost: 0,
+            gaps: None,
+        }
+    }
+
+    /// With room for so many events one by one, and, if `gaps`, the times between idle passes, which cost one look at the
+    /// clock each.
+    #[must_use]
+    pub fn keeping(mut self, samples: usize, gaps: bool) -> Self {
+        self.samples = Vec::with_capacity(samples);
+        self.gaps = gaps.then(|| Histogram::new_with_bounds(1, LONGEST_NS, DIGITS).ok()).flatten();
+        self
+    }
+
+    fn keep(&mut self, sample: Sample) {
+        if self.samples.len() < self.samples.capacity() {
+            self.samples.push(sample);
+        } else if self.samples.capacity() > 0 {
+            self.lost += 1;
         }
     }
 
@@ -183,6 +230,15 @@ impl Figures {
         self.unstamped += other.unstamped;
         self.negative += other.negative;
         self.deferred += other.deferred;
+        self.samples.extend_from_slice(&other.samples);
+        self.lost += other.lost;
+        match (&mut self.gaps, &other.gaps) {
+            (Some(mine), Some(theirs)) => {
+                let _same_bounds = mine.add(theirs);
+            }
+            (None, Some(theirs)) => self.gaps = Some(theirs.clone()),
+            _ => {}
+        }
     }
 
     /// Back to nothing, without giving memory back.
@@ -192,6 +248,9 @@ impl Figures {
         self.ledger.fill(Outcome::default());
         self.latest.fill(0);
         (self.spurious, self.unstamped, self.negative, self.deferred) = (0, 0, 0, 0);
+        self.samples.clear();
+        self.lost = 0;
+        self.gaps.iter_mut().for_each(Histogram::reset);
     }
 
     /// What became of all vectors' signals.
@@ -238,6 +297,8 @@ pub struct Recorder {
     exchange: Arc<Exchange>,
     wake_deferred: Arc<EventFd>,
     wake_shutdown: Arc<EventFd>,
+    /// When the last pass ended, in cycles; 0: it was not an idle one.
+    last_idle: u64,
 }
 
 impl Recorder {
@@ -249,7 +310,8 @@ impl Recorder {
         wake_deferred: Arc<EventFd>,
         wake_shutdown: Arc<EventFd>,
     ) -> Self {
-        Self { clock, figures: Box::new(figures), exchange: Exchange::new(), wake_deferred, wake_shutdown }
+        let (figures, exchange) = (Box::new(figures), Exchange::new());
+        Self { clock, figures, exchange, wake_deferred, wake_shutdown, last_idle: 0 }
     }
 
     /// Where to ask for the figures.
@@ -261,11 +323,15 @@ impl Recorder {
     /// Between passes: answers whoever asked. One load when nobody did.
     #[inline]
     pub fn turn(&mut self) {
+        if self.figures.gaps.is_some() {
+            self.note_gap();
+        }
         // Acquire: pairs with the Release in `ask`.
         if self.exchange.wanted.load(Ordering::Acquire)
             && let Some(empty) = self.exchange.empty.pop()
         {
             self.exchange.wanted.store(false, Ordering::Relaxed);
+            self.last_idle = 0;
             let full = std::mem::replace(&mut self.figures, empty);
             // The last answer was taken before this was asked, so there is room.
             let _room = self.exchange.full.push(full);
@@ -276,6 +342,18 @@ impl Recorder {
     #[must_use]
     pub fn finish(self) -> Figures {
         *self.figures
+    }
+
+    fn note_gap(&mut self) {
+        let now = self.clock.now();
+        let gap = self.clock.ns(now.saturating_sub(self.last_idle));
+        if self.last_idle != 0
+            && gap >= SHORTEST_GAP_NS
+            && let Some(gaps) = &mut self.figures.gaps
+        {
+            gaps.saturating_record(gap);
+        }
+        self.last_idle = now;
     }
 
     #[inline]
@@ -306,9 +384,15 @@ impl Observer for Recorder {
 
     #[inline]
     fn delivered(&mut self, fired: &Fired, seen: u64, injected: u64, drained: Drained, outcome: Outcome) {
+        self.last_idle = 0;
         if drained.signals == 0 {
             self.figures.spurious += 1;
             return;
+        }
+        if self.figures.samples.capacity() > 0 {
+            let last = if drained.signals > 1 { self.clock.now() } else { injected };
+            let (slot, signals) = (fired.id.slot(), drained.signals);
+            self.figures.keep(Sample { slot, signals, outcome, seen, injected, last });
         }
         if let Some(ledger) = self.figures.ledger.get_mut(fired.id.slot()) {
             *ledger += outcome;
@@ -319,8 +403,11 @@ impl Observer for Recorder {
     }
 
     #[cold]
-    fn deferred(&mut self, _: &Fired, _: u64, wake: bool) {
+    fn deferred(&mut self, fired: &Fired, signals: u64, wake: bool) {
         self.figures.deferred += 1;
+        self.last_idle = 0;
+        let (slot, outcome) = (fired.id.slot(), Outcome::default());
+        self.figures.keep(Sample { slot, signals, outcome, seen: 0, injected: 0, last: 0 });
         if wake {
             self.wake_deferred.signal(1);
         }

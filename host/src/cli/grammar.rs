@@ -53,11 +53,19 @@ pub(super) fn switch(key: &str, text: &str) -> Result<bool, String> {
     }
 }
 
-pub(super) fn interval(text: &str) -> Result<Duration, String> {
+/// A short time, such as `200us`; a bare number is in microseconds.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn interval(text: &str) -> Result<Duration, String> {
     time(text, "us")
 }
 
-pub(super) fn duration(text: &str) -> Result<Duration, String> {
+/// A long time, such as `10s` or `5m`; a bare number is in seconds.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn duration(text: &str) -> Result<Duration, String> {
     time(text, "s")
 }
 

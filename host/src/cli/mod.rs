@@ -5,11 +5,12 @@ mod grammar;
 
 pub use crate::devices::DeviceAddress;
 pub use device::DeviceArg;
+pub use grammar::{duration, interval};
 
 use crate::pci::Bdf;
 use crate::pin::parse_list;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use grammar::{bracketed, duration, interval, number, options, split, switch};
+use grammar::{bracketed, number, options, split, switch};
 use std::path::PathBuf;
 use std::time::Duration;
 

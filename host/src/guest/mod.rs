@@ -35,7 +35,8 @@ const STACKS: u64 = 0x4_0000;
 const STACK_SIZE: u64 = 0x1000;
 const RECORDS: u64 = 0x20_0000;
 const RECORDS_SIZE: u64 = 256 * RECORD_SIZE;
-const MEMORY: usize = 8 << 20;
+/// The guest's memory, in bytes.
+pub const MEMORY: usize = 8 << 20;
 /// Memory that the guest itself leaves alone: for devices.
 pub const SCRATCH: std::ops::Range<u64> = 4 << 20..8 << 20;
 

@@ -92,7 +92,7 @@ pub fn measure(args: &RunArgs) -> Result<Report> {
         phase(&session, &mut signaller, args, &config, args.duration, &interrupted, &mut log)?;
     let seconds = began.elapsed().as_secs_f64();
     figures.add(&produced.figures);
-    let failed = session.has_failed();
+    let (failed, guest_began) = (session.has_failed(), session.began());
     let faults = session.poller().map_or(0, |poller| poller.port().faults());
     if faults > 0 {
         machine.warnings.push(format!("{faults} system calls of the poller failed: a bug, please report it"));
@@ -108,6 +108,7 @@ pub fn measure(args: &RunArgs) -> Result<Report> {
     let handled = running.then_some(&produced.handled[..]);
     let mut report = Report::new(&figures, &produced.sent, handled, machine);
     report.seconds = seconds;
+    report.guest_began_tsc = guest_began;
     report.interrupted = interrupted.load(Ordering::Relaxed);
     if let Some(log) = log {
         log.finish()?;

@@ -124,6 +124,9 @@ pub struct Report {
     pub seconds: f64,
     /// Whether it was cut short by a signal.
     pub interrupted: bool,
+    /// When the guest was first seen to run, by the host's TSC; absent when none ran.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guest_began_tsc: Option<u64>,
     /// Each vector.
     pub vectors: Vec<VectorReport>,
     /// Where.
@@ -152,6 +155,7 @@ impl Report {
             negative: figures.negative,
             deferred: figures.deferred,
             seconds: 0.0,
+            guest_began_tsc: None,
             interrupted: false,
             vectors: vectors.collect(),
             machine,

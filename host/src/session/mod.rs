@@ -91,6 +91,8 @@ pub struct Session {
     warnings: Vec<String>,
     /// What is to be taken off a guest's time to make it the host's.
     tsc_offset: u64,
+    /// When all vCPUs had executed their first instruction, as far as was looked.
+    began: Option<u64>,
 }
 
 /// How many vCPUs `vectors` need.
@@ -128,6 +130,7 @@ impl Session {
             each_vector: config.each_vector,
             warnings: Vec::new(),
             tsc_offset: 0,
+            began: None,
         };
         session.start_vcpus(config)?;
         let signaller = match config.delivery {
@@ -174,6 +177,7 @@ impl Session {
             }
             std::thread::sleep(std::time::Duration::from_micros(200));
         }
+        self.began = Some(self.clock.now());
         Ok(())
     }
 
@@ -298,6 +302,12 @@ impl Session {
     #[must_use]
     pub fn tsc_offset(&self) -> u64 {
         self.tsc_offset
+    }
+
+    /// When every vCPU was first seen to have executed an instruction, in TSC cycles; `None` when none runs.
+    #[must_use]
+    pub fn began(&self) -> Option<u64> {
+        self.began
     }
 
     /// The VM's interrupts, where a poller delivers.

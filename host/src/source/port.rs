@@ -49,7 +49,7 @@ pub enum Command {
     },
 }
 
-/// Where a source is, as the poller last said.
+/// Where a source is, as the poller last said; or that it was asked to watch it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Hooked {
@@ -134,7 +134,7 @@ pub struct Port {
     waiting: AtomicBool,
     /// Whether a poller still takes commands.
     alive: AtomicBool,
-    /// Per slot, a [`Hooked`]. Written by the poller.
+    /// Per slot, a [`Hooked`]. Written by the poller; while idle, by who sends it a command to hook.
     hooked: Box<[AtomicU8]>,
     /// Per slot, when its last signals were made.
     stamps: Box<[Stamps]>,
@@ -280,6 +280,36 @@ impl Port {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::source::{Backend, Lane};
+    use pollvisor_core::ids::Generation;
+    use pollvisor_core::source::Source;
+    use std::time::{Duration, Instant};
+
+    #[test]
+    fn unhooking_waits_for_a_hook_that_the_poller_has_not_seen_yet() {
+        for backend in [Backend::AIO, Backend::EpollSpin] {
+            let mut lane = Lane::new(backend, 1).expect("a lane");
+            let (port, event) = (lane.port().clone(), Arc::new(EventFd::new().expect("an eventfd")));
+            for generation in 0..3 {
+                let id = SourceId { index: 0, generation: Generation(generation) };
+                let (port, event) = (port.clone(), event.clone());
+                let control = std::thread::spawn(move || {
+                    port.send(Command::Hook { id, event }, std::thread::yield_now);
+                    port.send(Command::Unhook { id }, std::thread::yield_now);
+                    port.wait_unhooked(id, std::thread::yield_now);
+                });
+                // A poller that does not get its CPU.
+                std::thread::sleep(Duration::from_millis(20));
+                assert!(!control.is_finished(), "nobody has unhooked it: {backend:?}, {generation}");
+                let began = Instant::now();
+                while !control.is_finished() && began.elapsed().as_secs() < 5 {
+                    lane.obey();
+                    assert_eq!(lane.next(), None);
+                }
+                assert!(control.is_finished(), "{backend:?}, {generation}");
+            }
+        }
+    }
 
     #[test]
     fn a_stamp_is_the_first_drained_signals_or_none() {

@@ -18,4 +18,6 @@ pub mod mem;
 pub mod sched;
 pub mod sized;
 pub mod tsc;
+#[cfg(feature = "uring")]
+pub mod uring;
 pub mod vfio;

@@ -33,6 +33,18 @@ pub fn median_ci95(values: &[f64]) -> [f64; 2] {
     [medians[RESAMPLES / 40], medians[RESAMPLES - 1 - RESAMPLES / 40]]
 }
 
+/// The exponent b of y = a x^b through these points: least squares on logarithms. `None` of less than two different x.
+pub fn exponent(points: &[(f64, f64)]) -> Option<f64> {
+    let logs: Vec<(f64, f64)> =
+        points.iter().filter(|(x, y)| *x > 0.0 && *y > 0.0).map(|(x, y)| (x.ln(), y.ln())).collect();
+    let count = super::float(logs.len() as u64);
+    let mean = |of: fn(&(f64, f64)) -> f64| logs.iter().map(of).sum::<f64>() / count;
+    let (x, y) = (mean(|point| point.0), mean(|point| point.1));
+    let spread: f64 = logs.iter().map(|point| (point.0 - x).powi(2)).sum();
+    let both: f64 = logs.iter().map(|point| (point.0 - x) * (point.1 - y)).sum();
+    (spread > 0.0).then(|| both / spread)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -42,6 +54,14 @@ mod tests {
         assert!((median(&[3.0, 1.0, 2.0]) - 2.0).abs() < 1e-9);
         assert!((median(&[4.0, 1.0, 2.0, 3.0]) - 2.5).abs() < 1e-9);
         assert!(median(&[]).abs() < 1e-9);
+    }
+
+    #[test]
+    fn an_exponent_is_found_again() {
+        let points: Vec<(f64, f64)> = [1.0, 8.0, 64.0, 512.0].map(|x: f64| (x, 3.0 * x.powf(0.25))).into();
+        assert!((exponent(&points).unwrap() - 0.25).abs() < 1e-9);
+        assert_eq!(exponent(&points[..1]), None);
+        assert_eq!(exponent(&[(2.0, 1.0), (2.0, 5.0)]), None);
     }
 
     #[test]

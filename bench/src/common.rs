@@ -1,0 +1,268 @@
+//! What every subcommand has: its output's flags, the clock, Ctrl-C, and the end, which is a report and an exit code.
+
+use crate::measure::float;
+use crate::model::{Overhead, PathResult, Results};
+use crate::{overhead, table};
+use pollvisor::clock::Clock;
+use pollvisor::error::{Error, Result};
+use pollvisor::machine::Machine;
+use pollvisor::pin::available;
+use serde::Serialize;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+/// Bad use or failure, as rtla has it.
+pub const FAILED: u8 = 1;
+/// A latency was beyond the threshold, as rtla has it.
+pub const HIT: u8 = 2;
+
+/// The flags of every result.
+#[derive(Debug, Clone, clap::Args)]
+pub struct OutputArgs {
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// No progress line
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// The longest signal → accepted that is all right, in nanoseconds: a longer one ends the run with exit code 2
+    #[arg(long, value_name = "NS")]
+    pub threshold: Option<u64>,
+}
+
+/// A goal, and what was measured.
+#[derive(Debug, Serialize)]
+pub struct Goal {
+    /// What.
+    pub goal: String,
+    /// What was measured.
+    pub measured: f64,
+    /// The most it may be; `None`: see `at_least`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub at_most: Option<f64>,
+    /// The least it may be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub at_least: Option<f64>,
+    /// Whether it is met.
+    pub met: bool,
+}
+
+impl Goal {
+    /// One that is met up to `most`.
+    pub fn at_most(goal: impl Into<String>, measured: f64, most: f64) -> Self {
+        Self { goal: goal.into(), measured, at_most: Some(most), at_least: None, met: measured <= most }
+    }
+
+    /// One that is met from `least` on.
+    pub fn at_least(goal: impl Into<String>, measured: f64, least: f64) -> Self {
+        Self { goal: goal.into(), measured, at_most: None, at_least: Some(least), met: measured >= least }
+    }
+}
+
+/// How a median grows: p50 = a n^exponent.
+#[derive(Debug, Serialize)]
+pub struct Growth {
+    /// Whose.
+    pub path: String,
+    /// With what: `vectors` or `producers`.
+    pub with: &'static str,
+    /// By least squares on logarithms.
+    pub exponent: f64,
+    /// The last p50 by the first.
+    pub ratio: f64,
+}
+
+/// What a subcommand found.
+#[derive(Debug, Default)]
+pub struct Findings {
+    /// Every path.
+    pub paths: Vec<PathResult>,
+    /// What could not be measured, and why.
+    pub errors: Vec<String>,
+    /// What a reader should know.
+    pub warnings: Vec<String>,
+    /// Goals.
+    pub goals: Vec<Goal>,
+    /// Exponents.
+    pub growth: Vec<Growth>,
+}
+
+/// The JSON document: the model's results, and what this run made of them.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// What was found.
+    #[serde(flatten)]
+    pub results: Results,
+    /// What was asked of it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub goals: Vec<Goal>,
+    /// How it grows.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub growth: Vec<Growth>,
+}
+
+/// One run of a subcommand.
+#[derive(Debug)]
+pub struct Bench {
+    /// The clock of all figures.
+    pub clock: Clock,
+    /// The CPUs of this process, before any thread was pinned.
+    pub cpus: Vec<usize>,
+    interrupted: Arc<AtomicBool>,
+    began: SystemTime,
+    started: Instant,
+    output: OutputArgs,
+}
+
+impl Bench {
+    /// Begins.
+    ///
+    /// # Errors
+    /// Without an invariant TSC.
+    pub fn begin(output: &OutputArgs) -> Result<Self> {
+        Ok(Self {
+            interrupted: interrupts()?,
+            cpus: available(),
+            clock: Clock::calibrate()?,
+            began: SystemTime::now(),
+            started: Instant::now(),
+            output: output.clone(),
+        })
+    }
+
+    /// Whether the first Ctrl-C has come: to end, and to report what there is.
+    #[must_use]
+    pub fn is_interrupted(&self) -> bool {
+        self.interrupted.load(Ordering::Relaxed)
+    }
+
+    /// The longest latency that is all right.
+    #[must_use]
+    pub fn threshold(&self) -> u64 {
+        self.output.threshold.unwrap_or(u64::MAX)
+    }
+
+    /// The line that says how far it is; nothing with `--quiet` or `--json`.
+    pub fn progress(&self, line: &str) {
+        if !self.output.quiet && !self.output.json {
+            eprint!("\r{line:<70}");
+        }
+    }
+
+    /// Prints everything; the exit code.
+    ///
+    /// # Errors
+    /// When nothing at all was measured: why.
+    pub fn finish(
+        self,
+        mut findings: Findings,
+        table: fn(&[PathResult]) -> comfy_table::Table,
+    ) -> Result<ExitCode> {
+        self.progress("");
+        self.progress("\r");
+        let hit = findings.paths.iter().any(|path| {
+            path.stages.get("signal_to_accepted").is_some_and(|stage| stage.max_ns > self.threshold())
+        });
+        let machine = self.machine(&mut findings.warnings);
+        let line = machine.line();
+        let warnings = machine.warnings.clone();
+        let machine =
+            serde_json::to_value(machine).map_err(|e| Error::new(format!("writing the machine: {e}")))?;
+        let results = Results {
+            format: 1,
+            command: std::env::args().collect::<Vec<_>>().join(" "),
+            began: rfc3339(self.began),
+            seconds: self.started.elapsed().as_secs_f64(),
+            machine,
+            overhead: overhead::measure(self.clock),
+            paths: findings.paths,
+            interrupted: self.is_interrupted(),
+            errors: findings.errors,
+        };
+        let report = Report { results, goals: findings.goals, growth: findings.growth };
+        if self.output.json {
+            let json = serde_json::to_string_pretty(&report)
+                .map_err(|e| Error::new(format!("writing JSON: {e}")))?;
+            println!("{json}");
+        } else {
+            table::print(&report, table);
+            println!("{line}");
+            warnings.iter().for_each(|warning| println!("note: {warning}"));
+        }
+        if hit {
+            eprintln!("pollvisor-bench: a latency was beyond {} ns", self.threshold());
+            return Ok(ExitCode::from(HIT));
+        }
+        Ok(ExitCode::from(if report.results.errors.is_empty() { 0 } else { FAILED }))
+    }
+
+    fn machine(&self, warnings: &mut Vec<String>) -> Machine {
+        let mut machine = Machine::this(self.clock);
+        (machine.delivery, machine.source) = ("every path".into(), "every source".into());
+        machine.idle = "none".into();
+        machine.pinned = true;
+        warnings.sort_unstable();
+        warnings.dedup();
+        machine.warnings.append(warnings);
+        machine
+    }
+}
+
+/// What measuring costs.
+#[must_use]
+pub fn cost_line(overhead: &Overhead) -> String {
+    format!("one timestamp costs {:.1} ns, in every figure and not taken off", overhead.timestamp_ns)
+}
+
+/// Set by the first SIGINT or SIGTERM; the second ends the process.
+fn interrupts() -> Result<Arc<AtomicBool>> {
+    use signal_hook::consts::{SIGINT, SIGTERM};
+    const SECOND: i32 = 130;
+    let flag = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        signal_hook::flag::register_conditional_shutdown(signal, SECOND, flag.clone())
+            .and_then(|_| signal_hook::flag::register(signal, flag.clone()))
+            .map_err(|e| Error::os("handling SIGINT and SIGTERM", &e))?;
+    }
+    Ok(flag)
+}
+
+/// A time as RFC 3339 has it, in UTC.
+fn rfc3339(time: SystemTime) -> String {
+    let seconds = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let (days, rest) = (seconds / 86_400, seconds % 86_400);
+    // Howard Hinnant's days_from_civil, the other way round; from 0000-03-01, in eras of 400 years.
+    let days = days + 719_468;
+    let (era, day) = (days / 146_097, days % 146_097);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let day = day - (153 * month + 2) / 5 + 1;
+    let (month, next) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
+    let year = year + era * 400 + next;
+    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", rest / 3600, rest / 60 % 60, rest % 60)
+}
+
+/// A quantile of a histogram as a float.
+#[must_use]
+pub fn quantile(histogram: &hdrhistogram::Histogram<u64>, quantile: f64) -> f64 {
+    float(histogram.value_at_quantile(quantile))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn dates() {
+        let at = |seconds| rfc3339(UNIX_EPOCH + Duration::from_secs(seconds));
+        assert_eq!(at(0), "1970-01-01T00:00:00Z");
+        assert_eq!(at(951_782_399), "2000-02-28T23:59:59Z");
+        assert_eq!(at(951_782_400), "2000-02-29T00:00:00Z");
+        assert_eq!(at(1_735_689_599), "2024-12-31T23:59:59Z");
+        assert_eq!(at(4_107_542_400), "2100-03-01T00:00:00Z");
+    }
+}

@@ -1,0 +1,184 @@
+//! Results for people.
+
+use crate::common::{Report, cost_line};
+use crate::measure::float;
+use crate::model::{Load, PathResult};
+use comfy_table::{CellAlignment, Table, presets};
+use pollvisor::run::microseconds;
+
+fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::UTF8_BORDERS_ONLY);
+    table.set_header(header);
+    table
+}
+
+fn right(mut table: Table) -> Table {
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}
+
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "nanoseconds, not below 0")]
+fn us(ns: f64) -> String {
+    microseconds(ns.round() as u64)
+}
+
+fn stage(path: &PathResult, key: &str, of: fn(&crate::model::Stage) -> u64) -> String {
+    path.stages.get(key).map_or_else(|| "-".into(), |stage| microseconds(of(stage)))
+}
+
+/// Side by side: ratios to the in-kernel irqfd.
+pub fn ratios(paths: &[PathResult]) -> Table {
+    let mut table = table(&["path", "vectors", "p50 µs", "p99", "p99.9", "producer p50", "× irqfd", "95 %"]);
+    for path in paths {
+        let ratio = path.ratio_to_irqfd.map_or_else(|| "-".into(), |ratio| format!("{ratio:.2}"));
+        let ci = path.ratio_ci95.map_or_else(|| "-".into(), |[low, high]| format!("{low:.2} to {high:.2}"));
+        table.add_row([
+            path.path.clone(),
+            path.vectors.to_string(),
+            us(path.p50_ns),
+            us(path.p99_ns),
+            us(path.p999_ns),
+            format!("{:.3}", path.producer_p50_ns / 1000.0),
+            ratio,
+            ci,
+        ]);
+    }
+    right(table)
+}
+
+/// By numbers of vectors and producers.
+pub fn sizes(paths: &[PathResult]) -> Table {
+    let mut table =
+        table(&["path", "vectors", "producers", "load", "p50 µs", "p99", "p99.9", "producer p50"]);
+    for path in paths {
+        table.add_row([
+            path.path.clone(),
+            path.vectors.to_string(),
+            path.producers.to_string(),
+            load(path),
+            us(path.p50_ns),
+            us(path.p99_ns),
+            us(path.p999_ns),
+            format!("{:.3}", path.producer_p50_ns / 1000.0),
+        ]);
+    }
+    right(table)
+}
+
+fn load(path: &PathResult) -> String {
+    match &path.load {
+        Load::Closed => "closed".to_string(),
+        Load::Open { per_second, schedule } => format!("{per_second:.0}/s {schedule}"),
+    }
+}
+
+/// One after the other, with what the machine did meanwhile.
+pub fn latency(paths: &[PathResult]) -> Table {
+    let mut table = table(&[
+        "path",
+        "vectors",
+        "load",
+        "p50 µs",
+        "p99",
+        "p99.9",
+        "max",
+        "uncorrected p99",
+        "gap max",
+        "switches",
+    ]);
+    for path in paths {
+        let of = |stage: &Option<crate::model::Stage>, of: fn(&crate::model::Stage) -> u64| {
+            stage.as_ref().filter(|s| s.count > 0).map_or_else(|| "-".into(), |s| microseconds(of(s)))
+        };
+        table.add_row([
+            path.path.clone(),
+            path.vectors.to_string(),
+            load(path),
+            us(path.p50_ns),
+            us(path.p99_ns),
+            us(path.p999_ns),
+            stage(path, "signal_to_accepted", |stage| stage.max_ns),
+            of(&path.uncorrected, |stage| stage.p99_ns),
+            of(&path.gaps, |stage| stage.max_ns),
+            path.context_switches.map_or_else(|| "-".into(), |count| count.to_string()),
+        ]);
+    }
+    right(table)
+}
+
+/// How many.
+pub fn rates(paths: &[PathResult]) -> Table {
+    let mut table = table(&[
+        "path",
+        "vectors",
+        "offered",
+        "interrupts/s",
+        "CPU ns each",
+        "sent",
+        "delivered",
+        "merged",
+        "dropped",
+    ]);
+    for path in paths {
+        table.add_row([
+            path.path.clone(),
+            path.vectors.to_string(),
+            if matches!(path.load, Load::Closed) { "all it can".into() } else { load(path) },
+            format!("{:.0}", path.per_second),
+            path.cpu_ns_per_interrupt.map_or_else(|| "-".into(), |ns| format!("{ns:.0}")),
+            path.ledger.sent.to_string(),
+            path.ledger.delivered.to_string(),
+            path.ledger.merged.to_string(),
+            path.ledger.dropped.to_string(),
+        ]);
+    }
+    right(table)
+}
+
+/// Every stage of every path: control-plane calls and the data path beside them.
+pub fn stages(paths: &[PathResult]) -> Table {
+    let mut table = table(&["meanwhile", "stage, µs", "count", "min", "p50", "p99", "max"]);
+    for path in paths {
+        for (name, stage) in &path.stages {
+            table.add_row([
+                path.path.clone(),
+                name.clone(),
+                stage.count.to_string(),
+                microseconds(stage.min_ns),
+                microseconds(stage.p50_ns),
+                microseconds(stage.p99_ns),
+                microseconds(stage.max_ns),
+            ]);
+        }
+    }
+    right(table)
+}
+
+/// Prints a report.
+pub fn print(report: &Report, table: fn(&[PathResult]) -> Table) {
+    let results = &report.results;
+    if !results.paths.is_empty() {
+        println!("signal → accepted by the in-kernel LAPIC, no vCPU running\n{}", table(&results.paths));
+    }
+    for growth in &report.growth {
+        let (path, with) = (&growth.path, growth.with);
+        println!("{path}: p50 grows as {with}^{:.3}, {:.2} times in all", growth.exponent, growth.ratio);
+    }
+    for goal in &report.goals {
+        let mark = if goal.met { "met    " } else { "NOT MET" };
+        let (most, bound) = match (goal.at_most, goal.at_least) {
+            (Some(most), _) => (most, "at most"),
+            (None, least) => (least.unwrap_or(0.0), "at least"),
+        };
+        println!("{mark} {}: {:.3}, {bound} {most:.3}", goal.goal, goal.measured);
+    }
+    results.errors.iter().for_each(|error| println!("not measured: {error}"));
+    let steal: u64 = results.paths.iter().filter_map(|path| path.steal_ns).sum();
+    if steal > 0 {
+        println!("the hypervisor took {:.0} ms of CPU time meanwhile", float(steal) / 1e6);
+    }
+    println!("{}", cost_line(&results.overhead));
+}

@@ -1,0 +1,236 @@
+//! The ways from a signal to the in-kernel LAPIC, ours and the rivals', behind one face. No vCPU runs: its LAPIC accepts.
+
+mod irqfd;
+mod lanes;
+mod rival;
+mod trigger;
+
+pub use lanes::Lanes;
+pub use trigger::Trigger;
+
+use crate::measure::matching::Taken;
+use clap::ValueEnum;
+use pollvisor::clock::Clock;
+use pollvisor::error::{Error, Result};
+use pollvisor::pin::Placement;
+use pollvisor::session::vcpus_for;
+use pollvisor_core::ids::{Gsi, VcpuId};
+use pollvisor_core::route::{MAX_ROUTES, Msi, RawRoute};
+
+/// A way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum Path {
+    /// In the kernel, inside the producer's write
+    Irqfd,
+    /// A poller, eventfds by AIO
+    PolledEventfd,
+    /// A poller, doorbells in shared memory
+    PolledDoorbell,
+    /// A poller, eventfds by epoll_wait without waiting
+    #[value(name = "epoll_wait_0")]
+    EpollWait0,
+    /// Our thread that sleeps in epoll_wait
+    BlockingEpoll,
+    /// rust-vmm's event-manager, KVM_SIGNAL_MSI in its subscriber
+    EventManager,
+    /// tokio's AsyncFd, one task a vector, KVM_SIGNAL_MSI in it
+    Tokio,
+    /// io_uring's multishot poll, KVM_SIGNAL_MSI at its completions
+    IoUring,
+}
+
+impl Path {
+    /// Those of this project, and the kernel's.
+    pub const OWN: [Self; 5] =
+        [Self::Irqfd, Self::PolledEventfd, Self::PolledDoorbell, Self::EpollWait0, Self::BlockingEpoll];
+    /// Those that other VMMs are made of.
+    pub const RIVALS: [Self; 3] = [Self::EventManager, Self::Tokio, Self::IoUring];
+
+    /// Its name in results.
+    #[must_use]
+    pub const fn key(self) -> &'static str {
+        match self {
+            Self::Irqfd => "irqfd",
+            Self::PolledEventfd => "polled_eventfd",
+            Self::PolledDoorbell => "polled_doorbell",
+            Self::EpollWait0 => "epoll_wait_0",
+            Self::BlockingEpoll => "blocking_epoll",
+            Self::EventManager => "event_manager",
+            Self::Tokio => "tokio",
+            Self::IoUring => "io_uring",
+        }
+    }
+
+    /// Whether it can have more than one poller.
+    #[must_use]
+    pub const fn has_pollers(self) -> bool {
+        matches!(self, Self::PolledEventfd | Self::PolledDoorbell | Self::EpollWait0 | Self::BlockingEpoll)
+    }
+
+    /// Whether it never sleeps.
+    #[must_use]
+    pub const fn spins(self) -> bool {
+        matches!(self, Self::PolledEventfd | Self::PolledDoorbell | Self::EpollWait0)
+    }
+}
+
+/// What to set up.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Which way.
+    pub path: Path,
+    /// Vectors.
+    pub vectors: usize,
+    /// Producers; vector v is producer `v mod producers`'s.
+    pub producers: usize,
+    /// The pollers' CPUs, one each; the producers' vectors take turns on them. Others than pollers use the first.
+    pub cpus: Vec<usize>,
+    /// Eventfds that share an AIO context.
+    pub per_context: usize,
+    /// Events that are kept one by one until they are taken; 0: none.
+    pub samples: usize,
+    /// Whether pollers note gaps between their passes.
+    pub gaps: bool,
+}
+
+/// A way that is set up.
+pub trait Way {
+    /// Lets a thread that spins give its CPU away.
+    fn park(&self) {}
+    /// Ends that.
+    fn unpark(&self) {}
+    /// What it took since it was last asked.
+    ///
+    /// # Errors
+    /// When it does not answer, or ended by itself.
+    fn take(&mut self) -> Result<Taken>;
+    /// Whether a vector waits in its LAPIC, asked of the kernel.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn is_requested(&self, vector: usize) -> Result<bool>;
+    /// The kernel's numbers of the threads that deliver; none where the producer does.
+    fn threads(&self) -> Vec<u32>;
+    /// What a reader of its figures should know.
+    fn warnings(&self) -> Vec<String> {
+        Vec::new()
+    }
+    /// Signals of a vector that nobody took; only after everything else.
+    fn left_over(&self, _vector: usize) -> u64 {
+        0
+    }
+    /// Takes it down.
+    ///
+    /// # Errors
+    /// The mistake of a thread that ended by itself.
+    fn stop(self: Box<Self>) -> Result<()>;
+}
+
+/// Sets a way up; a trigger for every producer.
+///
+/// # Errors
+/// Why it cannot be had here.
+pub fn start(config: &Config, clock: Clock) -> Result<(Box<dyn Way>, Vec<Trigger>)> {
+    let (vectors, producers) = (config.vectors, config.producers);
+    if vectors == 0 || vectors > MAX_ROUTES {
+        return Err(Error::new(format!("--vectors {vectors}: 1 to {MAX_ROUTES} can be routed")));
+    }
+    if producers == 0 || producers > vectors.min(trigger::MAX_PRODUCERS) {
+        return Err(Error::new(format!(
+            "--producers {producers}: 1 to {}, and not more than vectors, as a vector has one producer",
+            trigger::MAX_PRODUCERS
+        )));
+    }
+    let pollers = config.cpus.len();
+    if pollers > 1 && !config.path.has_pollers() {
+        return Err(Error::new(format!("--pollers {pollers}: {} has none", config.path.key())));
+    }
+    pollvisor::sys::sched::raise_open_files();
+    match config.path {
+        Path::Irqfd => irqfd::start(config, clock),
+        path if path.has_pollers() => {
+            let (lanes, triggers) = Lanes::start(config, 0, clock)?;
+            Ok((Box::new(lanes), triggers))
+        }
+        _ => rival::start(config, clock),
+    }
+}
+
+/// Where a vector goes, as in `pollvisor::session`.
+#[must_use]
+pub fn target(vector: usize, vectors: usize) -> (VcpuId, u8) {
+    let (vector, vcpus) = (u32::try_from(vector).unwrap_or(0), vcpus_for(vectors));
+    let idt = u8::try_from(vector / vcpus).unwrap_or(0);
+    (VcpuId(vector % vcpus), pollvisor::guest::FIRST_VECTOR.saturating_add(idt))
+}
+
+/// A vector's message.
+#[must_use]
+pub fn message(vector: usize, vectors: usize) -> Msi {
+    let (vcpu, idt) = target(vector, vectors);
+    Msi::fixed(vcpu.0, idt)
+}
+
+fn gsi(vector: usize) -> Gsi {
+    Gsi(u32::try_from(vector).unwrap_or(u32::MAX))
+}
+
+fn routes(vectors: usize) -> Vec<RawRoute> {
+    (0..vectors).map(|vector| RawRoute::msi(gsi(vector), message(vector, vectors))).collect()
+}
+
+/// The CPUs of a benchmark: pollers the last ones, producers those before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cpus {
+    /// One per poller.
+    pub pollers: Vec<usize>,
+    /// What is left; producers take turns on them, the last first.
+    pub producers: Vec<usize>,
+}
+
+impl Cpus {
+    /// Room for so many pollers on these CPUs.
+    ///
+    /// # Errors
+    /// When no CPU is left for producers.
+    pub fn of(cpus: &[usize], pollers: usize) -> Result<Self> {
+        if pollers == 0 || pollers >= cpus.len() {
+            let needed = pollers.max(1) + 1;
+            return Err(Error::new(format!(
+                "this needs {needed} CPUs, one for each poller and one for the producers; there are {cpus:?}"
+            ))
+            .remedy("fewer --pollers, or more CPUs (taskset)"));
+        }
+        let (producers, pollers) = cpus.split_at(cpus.len() - pollers);
+        Ok(Self { pollers: pollers.to_vec(), producers: producers.iter().rev().copied().collect() })
+    }
+
+    /// A producer's place.
+    #[must_use]
+    pub fn producer(&self, number: usize) -> Placement {
+        Placement { cpu: Some(self.producers[number % self.producers.len()]), fifo: Some(false) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pollers_have_the_last_cpus_and_somebody_has_to_produce() {
+        let cpus = Cpus::of(&[0, 1, 2, 3], 2).unwrap();
+        assert_eq!((cpus.pollers.clone(), cpus.producers.clone()), (vec![2, 3], vec![1, 0]));
+        assert_eq!(cpus.producer(2).cpu, Some(1));
+        assert!(Cpus::of(&[0, 1], 2).is_err() && Cpus::of(&[0], 1).is_err() && Cpus::of(&[0, 1], 0).is_err());
+    }
+
+    #[test]
+    fn no_two_vectors_go_to_the_same_place() {
+        let mut all: Vec<_> = (0..4096).map(|vector| target(vector, 4096)).collect();
+        all.sort_unstable();
+        all.dedup();
+        assert_eq!(all.len(), 4096);
+        assert!(all.iter().all(|(_, idt)| (0x20..0xff).contains(idt)));
+    }
+}

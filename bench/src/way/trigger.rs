@@ -1,0 +1,124 @@
+//! The producer's side of a way.
+
+use crate::measure::matching::Sent;
+use pollvisor::clock::Clock;
+use pollvisor::error::Result;
+use pollvisor::source::MAX_REGIONS;
+use pollvisor::sys::doorbell::{Producer, Region};
+use pollvisor::sys::fd::EventFd;
+use std::sync::Arc;
+
+/// Each has a doorbell region on every poller.
+pub const MAX_PRODUCERS: usize = MAX_REGIONS;
+
+#[derive(Debug)]
+enum Kind {
+    Events(Vec<Arc<EventFd>>),
+    /// One per poller; vector by vector, whose and which bell.
+    Bells(Vec<Producer>, Vec<(usize, usize)>),
+}
+
+/// One producer's vectors, and how they are signalled.
+#[derive(Debug)]
+pub struct Trigger {
+    clock: Clock,
+    kind: Kind,
+    vectors: Vec<usize>,
+    next: usize,
+}
+
+/// Whose a vector is.
+pub fn producer_of(vector: usize, producers: usize) -> usize {
+    vector % producers
+}
+
+/// Which poller has a vector: within each producer's they take turns.
+pub fn poller_of(vector: usize, producers: usize, pollers: usize) -> usize {
+    vector / producers % pollers
+}
+
+fn vectors_of(producer: usize, producers: usize, vectors: usize) -> Vec<usize> {
+    (0..vectors).filter(|vector| producer_of(*vector, producers) == producer).collect()
+}
+
+/// Producers that write to eventfds, one per vector.
+pub fn events(clock: Clock, events: &[Arc<EventFd>], producers: usize) -> Vec<Trigger> {
+    let trigger = |producer| {
+        let vectors = vectors_of(producer, producers, events.len());
+        let kind = Kind::Events(vectors.iter().map(|vector| events[*vector].clone()).collect());
+        Trigger { clock, kind, vectors, next: 0 }
+    };
+    (0..producers).map(trigger).collect()
+}
+
+/// A vector's bell: its poller, region and number in it.
+pub struct Bell {
+    /// Whose.
+    pub vector: usize,
+    /// The poller that is to watch the region.
+    pub poller: usize,
+    /// The region, shared with the other vectors of that producer and poller.
+    pub region: Arc<Region>,
+    /// The bell.
+    pub bell: usize,
+}
+
+/// Producers that ring: a region for each of them with each poller. And every vector's bell.
+///
+/// # Errors
+/// The kernel's, for want of memory.
+pub fn bells(
+    clock: Clock,
+    vectors: usize,
+    producers: usize,
+    pollers: usize,
+) -> Result<(Vec<Trigger>, Vec<Bell>)> {
+    let (mut triggers, mut all) = (Vec::new(), Vec::new());
+    for producer in 0..producers {
+        let mine = vectors_of(producer, producers, vectors);
+        let (mut counts, mut places) = (vec![0; pollers], Vec::new());
+        for vector in &mine {
+            let poller = poller_of(*vector, producers, pollers);
+            places.push((poller, counts[poller]));
+            counts[poller] += 1;
+        }
+        let regions: Vec<_> =
+            counts.iter().map(|count| Region::new((*count).max(1))).collect::<Result<_>>()?;
+        for (vector, (poller, bell)) in mine.iter().zip(&places) {
+            let region = regions[*poller].clone();
+            all.push(Bell { vector: *vector, poller: *poller, region, bell: *bell });
+        }
+        let kind = Kind::Bells(regions.into_iter().map(Producer::new).collect(), places);
+        triggers.push(Trigger { clock, kind, vectors: mine, next: 0 });
+    }
+    Ok((triggers, all))
+}
+
+impl Trigger {
+    /// Signals the vectors in turn. `planned`: when it should have been; `None`: now.
+    #[inline]
+    pub fn signal(&mut self, planned: Option<u64>) -> Sent {
+        let at = self.next;
+        self.next = if at + 1 == self.vectors.len() { 0 } else { at + 1 };
+        let made = match &mut self.kind {
+            Kind::Events(events) => {
+                let made = self.clock.now();
+                events[at].signal(1);
+                made
+            }
+            Kind::Bells(producers, places) => {
+                let (poller, bell) = places[at];
+                let made = self.clock.now();
+                producers[poller].ring(bell, made);
+                made
+            }
+        };
+        let paid = self.clock.now();
+        Sent { vector: self.vectors[at], planned: planned.unwrap_or(made), made, paid }
+    }
+
+    /// The same, not to be measured.
+    pub fn warm_up(&mut self) -> Sent {
+        Sent { planned: 0, ..self.signal(None) }
+    }
+}
