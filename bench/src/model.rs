@@ -1,0 +1,195 @@
+//! What a benchmark run found: plain data, from which every output is made.
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use hdrhistogram::Histogram;
+use hdrhistogram::serialization::{Deserializer, Serializer, V2DeflateSerializer};
+use pollvisor::error::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// One run of the benchmark.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Results {
+    /// The number of this layout: 1.
+    pub format: u32,
+    /// The command line.
+    pub command: String,
+    /// When it began: RFC 3339, UTC.
+    pub began: String,
+    /// How long it took, in seconds.
+    pub seconds: f64,
+    /// Where it ran: `pollvisor::machine::Machine`.
+    pub machine: serde_json::Value,
+    /// What measuring itself costs.
+    pub overhead: Overhead,
+    /// Every path at every size.
+    pub paths: Vec<PathResult>,
+    /// Whether it was ended by Ctrl-C.
+    pub interrupted: bool,
+    /// What could not be measured, and why.
+    pub errors: Vec<String>,
+}
+
+/// What measuring itself costs; it is in every figure, and not taken off.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Overhead {
+    /// One look at the clock, in nanoseconds.
+    pub timestamp_ns: f64,
+    /// One turn of a loop that does nothing, in nanoseconds.
+    pub empty_loop_ns: f64,
+}
+
+/// One path, at one number of vectors and producers.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PathResult {
+    /// Its name.
+    pub path: String,
+    /// How many vectors.
+    pub vectors: usize,
+    /// How many producers.
+    pub producers: usize,
+    /// How many interleaved rounds.
+    pub rounds: usize,
+    /// How signals were made.
+    pub load: Load,
+    /// Median of signal to accepted, in nanoseconds.
+    pub p50_ns: f64,
+    /// Its 99th percentile.
+    pub p99_ns: f64,
+    /// Its 99.9th percentile.
+    pub p999_ns: f64,
+    /// Median of what one signal costs its producer, in nanoseconds.
+    pub producer_p50_ns: f64,
+    /// Median over the rounds of p50 by the in-kernel irqfd's p50 of the same round.
+    pub ratio_to_irqfd: Option<f64>,
+    /// Its 95 % bootstrap interval.
+    pub ratio_ci95: Option<[f64; 2]>,
+    /// What became of every signal.
+    pub ledger: Ledger,
+    /// Every stage, by its key.
+    pub stages: BTreeMap<String, Stage>,
+    /// Open loop: from the actual signal, not the planned one.
+    pub uncorrected: Option<Stage>,
+    /// Delivered interrupts in a second.
+    pub per_second: f64,
+    /// CPU time per interrupt, in nanoseconds.
+    pub cpu_ns_per_interrupt: Option<f64>,
+    /// TSC gaps on the poller's core.
+    pub gaps: Option<Stage>,
+    /// Context switches of the process while it was measured.
+    pub context_switches: Option<u64>,
+    /// What the hypervisor took meanwhile, in nanoseconds over all CPUs.
+    pub steal_ns: Option<u64>,
+}
+
+/// How signals were made.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Load {
+    /// The next signal after the last: what is late delays the next, and hides.
+    Closed,
+    /// By a schedule that does not wait.
+    Open {
+        /// Signals in a second.
+        per_second: f64,
+        /// `fixed` or `poisson`.
+        schedule: String,
+    },
+}
+
+/// What became of every signal: sent = delivered + merged + dropped.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Ledger {
+    /// Signals made.
+    pub sent: u64,
+    /// Interrupts injected.
+    pub delivered: u64,
+    /// Signals that an earlier one's interrupt stood for.
+    pub merged: u64,
+    /// Signals lost or refused.
+    pub dropped: u64,
+}
+
+/// A distribution of times, in nanoseconds.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Stage {
+    /// How many samples.
+    pub count: u64,
+    /// The least.
+    pub min_ns: u64,
+    /// The median.
+    pub p50_ns: u64,
+    /// The 90th percentile.
+    pub p90_ns: u64,
+    /// The 99th percentile.
+    pub p99_ns: u64,
+    /// The 99.9th percentile.
+    pub p999_ns: u64,
+    /// The 99.99th percentile.
+    pub p9999_ns: u64,
+    /// The 99.999th percentile.
+    pub p99999_ns: u64,
+    /// The greatest.
+    pub max_ns: u64,
+    /// All of it: base64 of the HdrHistogram V2 deflate serialisation.
+    pub histogram: String,
+}
+
+impl Stage {
+    /// The summary of a histogram, and the histogram.
+    #[must_use]
+    pub fn of(histogram: &Histogram<u64>) -> Self {
+        let at = |quantile| histogram.value_at_quantile(quantile);
+        let mut bytes = Vec::new();
+        // Writing to memory does not fail; a histogram too large to encode would leave the text empty.
+        if V2DeflateSerializer::new().serialize(histogram, &mut bytes).is_err() {
+            bytes.clear();
+        }
+        Self {
+            count: histogram.len(),
+            min_ns: histogram.min(),
+            p50_ns: at(0.5),
+            p90_ns: at(0.9),
+            p99_ns: at(0.99),
+            p999_ns: at(0.999),
+            p9999_ns: at(0.9999),
+            p99999_ns: at(0.99999),
+            max_ns: histogram.max(),
+            histogram: BASE64_STANDARD.encode(&bytes),
+        }
+    }
+
+    /// The histogram.
+    ///
+    /// # Errors
+    /// When the text is not one.
+    pub fn decode(&self) -> Result<Histogram<u64>> {
+        let bytes = BASE64_STANDARD.decode(&self.histogram);
+        let bytes = bytes.map_err(|e| Error::new(format!("a histogram's base64: {e}")))?;
+        let histogram = Deserializer::new().deserialize(&mut bytes.as_slice());
+        histogram.map_err(|e| Error::new(format!("a histogram's HdrHistogram encoding: {e:?}")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_histogram_survives_being_written() {
+        let mut histogram = Histogram::new_with_bounds(1, 10_000_000_000, 3).unwrap();
+        for value in (1..=100_000u64).map(|n| n * 37) {
+            histogram.record(value).unwrap();
+        }
+        let stage = Stage::of(&histogram);
+        assert_eq!(stage.count, 100_000);
+        assert_eq!(stage.p50_ns, histogram.value_at_quantile(0.5));
+        assert_eq!(stage.decode().unwrap(), histogram);
+        let mut broken = stage.clone();
+        broken.histogram.truncate(stage.histogram.len() / 2 / 4 * 4);
+        assert!(broken.decode().is_err());
+        broken.histogram = "?".into();
+        assert!(broken.decode().is_err());
+    }
+}
