@@ -8,6 +8,7 @@
 //! Nobody interrupts the poller to read, and it neither allocates nor frees: buffers go round.
 
 use crate::clock::Clock;
+use crate::flight::{self, Flight};
 use crate::sys::fd::EventFd;
 use crossbeam_queue::ArrayQueue;
 use hdrhistogram::Histogram;
@@ -135,6 +136,8 @@ pub struct Figures {
     pub negative: u64,
     /// Events handed to the deferred worker.
     pub deferred: u64,
+    /// The last events one by one, where somebody wants that. Figures that have it turn it on where they are recorded.
+    pub flight: Option<Flight>,
 }
 
 const DIGITS: u8 = 3;
@@ -155,7 +158,15 @@ impl Figures {
             unstamped: 0,
             negative: 0,
             deferred: 0,
+            flight: None,
         }
+    }
+
+    /// These, with a flight recorder.
+    #[must_use]
+    pub fn with_flight(mut self) -> Self {
+        self.flight = Some(Flight::new());
+        self
     }
 
     /// Records one latency of one vector.
@@ -183,6 +194,11 @@ impl Figures {
         self.unstamped += other.unstamped;
         self.negative += other.negative;
         self.deferred += other.deferred;
+        match (&mut self.flight, &other.flight) {
+            (Some(mine), Some(theirs)) => mine.add(theirs),
+            (None, Some(theirs)) => self.flight = Some(theirs.clone()),
+            _ => {}
+        }
     }
 
     /// Back to nothing, without giving memory back.
@@ -192,6 +208,7 @@ impl Figures {
         self.ledger.fill(Outcome::default());
         self.latest.fill(0);
         (self.spurious, self.unstamped, self.negative, self.deferred) = (0, 0, 0, 0);
+        self.flight.iter_mut().for_each(Flight::clear);
     }
 
     /// What became of all vectors' signals.
@@ -278,6 +295,22 @@ impl Recorder {
         *self.figures
     }
 
+    /// One event into the flight recorder; out of the way of those who have none.
+    #[cold]
+    fn fly(&mut self, fired: &Fired, seen: u64, injected: u64, drained: Drained) {
+        let clock = self.clock;
+        if let Some(flight) = &mut self.figures.flight {
+            flight.push(flight::Event {
+                vector: u32::try_from(fired.id.slot()).unwrap_or(u32::MAX),
+                signal_ns: clock.ns(drained.stamp),
+                seen_ns: clock.ns(seen),
+                injected_ns: clock.ns(injected),
+                drained_ns: clock.ns(clock.now()),
+                signals: drained.signals,
+            });
+        }
+    }
+
     #[inline]
     fn note(&mut self, fired: &Fired, stamp: u64, seen: u64, injected: u64) {
         let vector = fired.id.slot();
@@ -306,6 +339,9 @@ impl Observer for Recorder {
 
     #[inline]
     fn delivered(&mut self, fired: &Fired, seen: u64, injected: u64, drained: Drained, outcome: Outcome) {
+        if self.figures.flight.is_some() {
+            self.fly(fired, seen, injected, drained);
+        }
         if drained.signals == 0 {
             self.figures.spurious += 1;
             return;
@@ -329,5 +365,51 @@ impl Observer for Recorder {
     #[cold]
     fn hung_up(&mut self, _: &Fired) {
         self.wake_shutdown.signal(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pollvisor_core::ids::{Generation, SourceId};
+
+    fn deliver(recorder: &mut Recorder, signals: u64) {
+        let fired = Fired { id: SourceId { index: 3, generation: Generation(0) }, token: 0, hang_up: false };
+        let outcome = Outcome { delivered: signals.min(1), ..Outcome::default() };
+        recorder.delivered(&fired, 2000, 3500, Drained { signals, stamp: 1000 }, outcome);
+    }
+
+    fn swap(recorder: &mut Recorder, empty: Figures) -> Box<Figures> {
+        let exchange = recorder.exchange().clone();
+        assert!(exchange.ask(Box::new(empty)));
+        recorder.turn();
+        exchange.take().expect("an answer")
+    }
+
+    #[test]
+    fn the_flight_recorder_comes_and_goes_with_the_figures() {
+        let wake = || Arc::new(EventFd::new().expect("an eventfd"));
+        let clock = Clock::from_khz(1_000_000);
+        let figures = || Figures::new(&Stage::ALL, 4, false);
+        let mut recorder = Recorder::new(clock, figures(), wake(), wake());
+        deliver(&mut recorder, 1);
+        assert!(swap(&mut recorder, figures().with_flight()).flight.is_none());
+        deliver(&mut recorder, 2);
+        deliver(&mut recorder, 0);
+        let mut full = swap(&mut recorder, figures());
+        let events: Vec<_> = full.flight.as_ref().expect("it was on").events().copied().collect();
+        assert_eq!(events.iter().map(|event| event.signals).collect::<Vec<_>>(), [2, 0]);
+        let flight::Event { vector, signal_ns, seen_ns, injected_ns, drained_ns, .. } = events[0];
+        // A conversion may be a nanosecond short.
+        let near = |ns: u64, expected: u64| ns == expected || ns + 1 == expected;
+        assert!(vector == 3 && near(signal_ns, 1000) && near(seen_ns, 2000) && near(injected_ns, 3500));
+        assert!(drained_ns > injected_ns, "the host runs for longer than that");
+        deliver(&mut recorder, 1);
+        assert!(recorder.finish().flight.is_none());
+        let mut sum = figures();
+        sum.add(&full);
+        assert_eq!(sum.flight.as_ref().map(|flight| flight.events().count()), Some(2));
+        full.reset();
+        assert_eq!(full.flight.as_ref().map(|flight| flight.events().count()), Some(0));
     }
 }
