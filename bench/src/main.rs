@@ -3,6 +3,8 @@
 
 #[allow(dead_code, reason = "until every subcommand makes its results of it")]
 mod model;
+#[allow(dead_code, reason = "until every subcommand writes its results with it")]
+mod output;
 mod paths;
 mod stats;
 

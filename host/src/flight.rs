@@ -96,7 +96,9 @@ mod tests {
 
     #[test]
     fn the_last_events_are_kept_in_order() {
-        for (count, first, lost) in [(0, 0, 0), (10, 0, 0), (4096, 0, 0), (4097, 1, 1), (20_000, 15_904, 15_904)] {
+        for (count, first, lost) in
+            [(0, 0, 0), (10, 0, 0), (4096, 0, 0), (4097, 1, 1), (20_000, 15_904, 15_904)]
+        {
             let flight = recorder(0..count);
             assert_eq!(signals(&flight), (first..count).collect::<Vec<_>>());
             assert_eq!(flight.lost(), lost);

@@ -1,0 +1,100 @@
+//! The outputs as others read them: HdrHistogram's Python package, PyPI's jsonschema, and Chromium.
+//!
+//! `bench/tests/readers.sh` sets those up, and says where by the environment: `READERS_PYTHON`, `READERS_CHROMIUM`.
+
+use super::{OutputArgs, Outputs, html, json, sample};
+use std::path::Path;
+use std::process::Command;
+
+/// The program that the environment names; with none set, says that the test is skipped.
+fn program(variable: &str) -> Option<String> {
+    let named = std::env::var(variable).ok().filter(|name| !name.is_empty());
+    if named.is_none() {
+        eprintln!("SKIPPED: {variable} is not set; bench/tests/readers.sh sets it");
+    }
+    named
+}
+
+fn run(command: &mut Command) -> (String, String) {
+    let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    let [out, err] = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text).into_owned());
+    assert!(output.status.success(), "{command:?}: {}\n{out}\n{err}", output.status);
+    (out, err)
+}
+
+#[test]
+fn python_reads_the_log_the_distributions_and_the_json() {
+    let Some(python) = program("READERS_PYTHON") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let results = sample::results();
+    let args = OutputArgs {
+        html: Some(folder.path().join("out.html")),
+        hlog: Some(folder.path().join("out.hlog")),
+        hgrm: Some(folder.path().join("hgrm")),
+        ..OutputArgs::default()
+    };
+    assert!(!Outputs::open(&args).unwrap().finish_to(&results, &mut Vec::new()).unwrap());
+    std::fs::write(folder.path().join("out.json"), json::json(&results).unwrap()).unwrap();
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (out, _) = run(Command::new(python)
+        .arg(here.join("tests/readers.py"))
+        .arg(here.join("schema.json"))
+        .arg(folder.path()));
+    if let Some(keep) = std::env::var_os("READERS_KEEP") {
+        std::fs::copy(folder.path().join("out.html"), Path::new(&keep).join("out.html")).unwrap();
+    }
+    let expected: usize = results.paths.iter().map(|path| path.distributions().len()).sum();
+    assert!(out.contains(&format!("{expected} histograms agree")), "{out}");
+    eprint!("{out}");
+}
+
+/// What the browser is asked: appended to the page, for the page itself has no script.
+const PROBE: &str = "<script>
+document.querySelectorAll('details').forEach(folded => folded.open = true);
+const boxes = [...document.querySelectorAll('svg')].map(s => s.getBoundingClientRect());
+const ink = getComputedStyle(document.body);
+const line = document.querySelector('path.line');
+document.body.setAttribute('data-probe', JSON.stringify({
+  svgs: boxes.length, sized: boxes.filter(b => b.width > 100 && b.height > 10).length,
+  dark: matchMedia('(prefers-color-scheme: dark)').matches, background: ink.backgroundColor, ink: ink.color,
+  line: getComputedStyle(line).stroke, wide: document.documentElement.scrollWidth <= innerWidth,
+  fetched: performance.getEntriesByType('resource').length}).replaceAll('\"', \"'\"));
+</script>";
+
+#[test]
+fn chromium_draws_the_page_in_both_colour_schemes() {
+    let Some(chromium) = program("READERS_CHROMIUM") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("page.html");
+    let page = html::html(&sample::results());
+    std::fs::write(&file, page.replace("</body>", &format!("{PROBE}</body>"))).unwrap();
+    let mut seen = Vec::new();
+    // Blink's numbers: 0 is dark, 1 is light.
+    for (scheme, dark) in [(1, false), (0, true)] {
+        let (dom, log) = run(Command::new(&chromium)
+            .args([
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--enable-logging=stderr",
+                "--window-size=1200,900",
+            ])
+            .arg(format!("--user-data-dir={}", folder.path().join("profile").display()))
+            .arg(format!("--blink-settings=preferredColorScheme={scheme}"))
+            .arg("--dump-dom")
+            .arg(format!("file://{}", file.display())));
+        let console: Vec<_> = log.lines().filter(|line| line.contains(":CONSOLE")).collect();
+        assert!(console.is_empty(), "{console:?}");
+        let probe = dom.split_once("data-probe=\"").expect("the probe ran").1.split_once('"').unwrap().0;
+        let probe: serde_json::Value = serde_json::from_str(&probe.replace('\'', "\"")).unwrap();
+        assert_eq!(probe["dark"], dark, "{probe}");
+        let drawn = page.matches("<svg").count();
+        assert_eq!(probe["svgs"], drawn, "{probe}");
+        assert_eq!(probe["sized"], drawn, "{probe}");
+        assert_eq!((&probe["wide"], &probe["fetched"]), (&true.into(), &0.into()), "{probe}");
+        seen.push((probe["background"].to_string(), probe["ink"].to_string(), probe["line"].to_string()));
+    }
+    let [light, dark] = &seen[..] else { unreachable!("two schemes") };
+    assert!(light.0 != dark.0 && light.1 != dark.1 && light.2 != dark.2, "{seen:?}");
+    eprintln!("light and dark: {seen:?}");
+}
