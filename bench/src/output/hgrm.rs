@@ -132,8 +132,9 @@ mod tests {
                 // Printed to two places of the one and twelve of the other.
                 assert!((1.0 / row[3] - (1.0 - row[1])).abs() < 0.006 / row[3] + 1e-12, "{row:?}");
                 // The count is of all samples up to the value that is printed.
-                let beyond = float(histogram.count_between(0, (row[0] * 1000.0).round() as u64));
-                assert!(near(row[2], beyond), "{path} {stage}: {row:?} against {beyond}");
+                #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "nanoseconds")]
+                let until = float(histogram.count_between(0, (row[0] * 1000.0).round() as u64));
+                assert!(near(row[2], until), "{path} {stage}: {row:?} against {until}");
             }
             assert_eq!(rows.last().unwrap()[1..3], [1.0, float(histogram.len())]);
         }

@@ -74,21 +74,36 @@ impl Colours {
     }
 }
 
-/// A table. Its cells are HTML; the first `left` columns are text, the others numbers. A row that begins a group has a
-/// line above.
-fn table(header: &[&str], left: usize, rows: &[(bool, Vec<String>)]) -> String {
+/// A row of a table.
+enum Row {
+    /// The name of the group that the rows below belong to.
+    Group(String),
+    /// Cells, in HTML.
+    Cells(Vec<String>),
+}
+
+/// A table. The first `left` columns are text, the others numbers.
+fn table(header: &[&str], left: usize, rows: &[Row]) -> String {
     let class = |at: usize| if at < left { " class=\"l\"" } else { "" };
     let mut text = String::from("<div class=\"wide\"><table><thead><tr>");
     for (at, cell) in header.iter().enumerate() {
         text.push_str(&format!("<th{}>{}</th>", class(at), escape(cell)));
     }
     text.push_str("</tr></thead><tbody>\n");
-    for (first, cells) in rows {
-        text.push_str(if *first { "<tr class=\"first\">" } else { "<tr>" });
-        for (at, cell) in cells.iter().enumerate() {
-            text.push_str(&format!("<td{}>{cell}</td>", class(at)));
+    for row in rows {
+        match row {
+            Row::Group(name) => {
+                let (name, columns) = (escape(name), header.len());
+                text.push_str(&format!("<tr><th class=\"l group\" colspan=\"{columns}\">{name}</th></tr>\n"));
+            }
+            Row::Cells(cells) => {
+                text.push_str("<tr>");
+                for (at, cell) in cells.iter().enumerate() {
+                    text.push_str(&format!("<td{}>{cell}</td>", class(at)));
+                }
+                text.push_str("</tr>\n");
+            }
         }
-        text.push_str("</tr>\n");
     }
     text + "</tbody></table></div>\n"
 }
@@ -109,14 +124,14 @@ fn groups(paths: &[PathResult]) -> Vec<(String, Vec<&PathResult>)> {
     groups
 }
 
-/// One row for each path, a line above each new group.
-fn by_group(paths: &[PathResult], row: impl Fn(&PathResult) -> Vec<String>) -> Vec<(bool, Vec<String>)> {
-    let groups = groups(paths);
-    let rows = groups.iter().enumerate().flat_map(|(at, (_, group))| {
-        let row = &row;
-        group.iter().enumerate().map(move |(within, path)| (at > 0 && within == 0, row(path)))
-    });
-    rows.collect()
+/// Rows for each path, under the name of its group.
+fn by_group(paths: &[PathResult], rows: impl Fn(&PathResult) -> Vec<Vec<String>>) -> Vec<Row> {
+    let mut all = Vec::new();
+    for (name, group) in groups(paths) {
+        all.push(Row::Group(name));
+        all.extend(group.into_iter().flat_map(&rows).map(Row::Cells));
+    }
+    all
 }
 
 fn dash() -> String {
@@ -131,55 +146,58 @@ fn ratios(paths: &[PathResult], colours: &Colours) -> String {
     let row = |path: &PathResult| {
         let count = path.main_stage().map_or(0, |(_, stage)| stage.count);
         let cell = |ns, beyond| format!("{}{}", microseconds(ns), if count / beyond < 10 { "*" } else { "" });
-        vec![
+        vec![vec![
             colours.name(path),
-            escape(&path.load_name()),
-            path.size(),
             cell(path.p50_ns, 2),
             cell(path.p99_ns, 100),
             cell(path.p999_ns, 1000),
-            microseconds(path.producer_p50_ns),
-            format!("{:.0}", path.per_second),
-            path.cpu_ns_per_interrupt.map_or_else(dash, |ns| format!("{ns:.0}")),
             path.ratio_to_irqfd.map_or_else(dash, |ratio| format!("{ratio:.2}")),
             path.ratio_ci95.map_or_else(dash, |[low, high]| format!("{low:.2} to {high:.2}")),
             path.ratio_to_irqfd.map_or_else(String::new, |ratio| {
                 plot::interval(ratio, path.ratio_ci95, colours.get(path), [low, high])
             }),
-        ]
+            microseconds(path.producer_p50_ns),
+            format!("{:.0}", path.per_second),
+            path.cpu_ns_per_interrupt.map_or_else(dash, |ns| format!("{ns:.0}")),
+        ]]
     };
     let header = [
         "path",
-        "load",
-        "vectors",
         "p50 µs",
         "p99",
         "p99.9",
-        "producer p50",
-        "per second",
-        "CPU ns each",
         "× irqfd",
         "95 %",
         "",
+        "producer p50",
+        "per second",
+        "CPU ns each",
     ];
     let title = super::table::titles(paths);
-    let title = if title.is_empty() { "Latency".into() } else { escape(&title) };
+    let title = if title.is_empty() { "Latency".into() } else { format!("Latency, {}", escape(&title)) };
     format!(
         "<h2>{title}</h2>\n<p>Ratios to the in-kernel irqfd are made within a round, with a 95 % bootstrap interval over the \
-         rounds. The mark in the last column is at one. A closed load makes a signal after the last one; an open \
+         rounds. The upright line is at one. A closed load makes a signal after the last one; an open \
          load goes by a schedule that does not wait, and counts from when a signal was due. \
          * fewer than ten samples beyond it.</p>\n{}",
-        table(&header, 2, &by_group(paths, row))
+        table(&header, 1, &by_group(paths, row))
     )
 }
 
-/// A stage's histograms of a group, as far as they can be decoded.
+/// A stage's histograms of a group, as far as they can be decoded; an open load's with and without the wait.
 fn series(group: &[&PathResult], key: &str, colours: &Colours) -> Vec<Series> {
-    let one = |path: &&PathResult| {
-        let histogram = path.stages.get(key).and_then(decode)?;
-        Some(Series { name: path.path.clone(), colour: colours.get(path), histogram })
-    };
-    group.iter().filter_map(one).collect()
+    let mut all = Vec::new();
+    for path in group {
+        let colour = colours.get(path);
+        let is_main = path.main_stage().is_some_and(|(main, _)| STAGES.contains(&(key, main)));
+        let uncorrected = path.uncorrected.as_ref().filter(|_| is_main);
+        let named = [(path.stages.get(key), "", 0), (uncorrected, ", no wait", plot::COLOURS)];
+        for (stage, suffix, dashed) in named {
+            let Some(histogram) = stage.and_then(decode) else { continue };
+            all.push(Series { name: format!("{}{suffix}", path.path), colour: colour + dashed, histogram });
+        }
+    }
+    all
 }
 
 fn decode(stage: &Stage) -> Option<Histogram<u64>> {
@@ -189,7 +207,8 @@ fn decode(stage: &Stage) -> Option<Histogram<u64>> {
 fn percentiles(paths: &[PathResult], colours: &Colours) -> String {
     let mut text = String::from(
         "<h2>Percentiles</h2>\n<p>How long the slowest took: each step to the right is a tenth of the samples. Dotted where fewer \
-         than ten samples lie beyond. Point at a dot for its value.</p>\n",
+         than ten samples lie beyond. Point at a dot for its value. No wait: from when a signal was made, and not from when it \
+         was due.</p>\n",
     );
     let groups = groups(paths);
     // The stages from the signal to an end are the answer; those within are folded away.
@@ -238,31 +257,23 @@ fn distributions(paths: &[PathResult], colours: &Colours) -> String {
 }
 
 fn stages(paths: &[PathResult], colours: &Colours) -> String {
-    let mut header = vec!["path", "load", "stage, µs", "vectors", "count", "min"];
+    let mut header = vec!["path", "stage, µs", "count", "min"];
     header.extend(COLUMNS.map(|(name, _)| name));
     header.push("max");
-    let mut last: Option<*const PathResult> = None;
-    let row = |(path, name, stage): (&PathResult, &str, &Stage)| {
-        let first = last.is_some_and(|last| !std::ptr::eq(last, path));
-        let again = last.is_some_and(|last| std::ptr::eq(last, path));
-        last = Some(path);
-        let mut cells = if again {
-            vec![String::new(), String::new()]
-        } else {
-            vec![colours.name(path), escape(&path.load_name())]
+    let rows = |path: &PathResult| {
+        let stages = stage_rows(std::slice::from_ref(path)).into_iter().enumerate();
+        let row = |(at, (_, name, stage)): (usize, (&PathResult, &str, &Stage))| {
+            let mut cells =
+                vec![if at == 0 { colours.name(path) } else { String::new() }, escape(name.trim())];
+            cells.extend([stage.count.to_string(), microseconds(float(stage.min_ns))]);
+            cells.extend(stage.cells());
+            cells.push(microseconds(float(stage.max_ns)));
+            cells
         };
-        cells.extend([
-            escape(name.trim()),
-            path.size(),
-            stage.count.to_string(),
-            microseconds(float(stage.min_ns)),
-        ]);
-        cells.extend(stage.cells());
-        cells.push(microseconds(float(stage.max_ns)));
-        (first, cells)
+        stages.map(row).collect()
     };
-    let rows: Vec<_> = stage_rows(paths).into_iter().map(row).collect();
-    format!("<h2>Every stage</h2>\n<p>What was not measured is absent.</p>\n{}", table(&header, 3, &rows))
+    let table = table(&header, 2, &by_group(paths, rows));
+    format!("<h2>Every stage</h2>\n<p>What was not measured is absent.</p>\n{table}")
 }
 
 fn ledger(paths: &[PathResult], colours: &Colours) -> String {
@@ -273,15 +284,15 @@ fn ledger(paths: &[PathResult], colours: &Colours) -> String {
             missing => format!("<strong>{missing}</strong>"),
         };
         let counts = [l.sent, l.delivered, l.merged, l.dropped].map(|count| count.to_string());
-        let mut cells = vec![colours.name(path), escape(&path.load_name()), path.size()];
+        let mut cells = vec![colours.name(path)];
         cells.extend(counts);
         cells.push(missing);
-        cells
+        vec![cells]
     };
-    let header = ["path", "load", "vectors", "sent", "= delivered", "+ merged", "+ dropped", "missing"];
+    let header = ["path", "sent", "= delivered", "+ merged", "+ dropped", "missing"];
     format!(
         "<h2>Ledger</h2>\n<p>Every signal is in it. Merged: an earlier one's interrupt stood for it.</p>\n{}",
-        table(&header, 2, &by_group(paths, row))
+        table(&header, 1, &by_group(paths, row))
     )
 }
 
@@ -290,10 +301,8 @@ fn noise(paths: &[PathResult], colours: &Colours) -> String {
         let gap = |of: fn(&Stage) -> u64| {
             path.gaps.as_ref().map_or_else(dash, |gaps| microseconds(float(of(gaps))))
         };
-        vec![
+        vec![vec![
             colours.name(path),
-            escape(&path.load_name()),
-            path.size(),
             microseconds(path.p999_ns),
             path.gaps.as_ref().map_or_else(dash, |gaps| gaps.count.to_string()),
             gap(|gaps| gaps.p50_ns),
@@ -301,24 +310,14 @@ fn noise(paths: &[PathResult], colours: &Colours) -> String {
             gap(|gaps| gaps.max_ns),
             path.context_switches.map_or_else(dash, |count| count.to_string()),
             path.steal_ns.map_or_else(dash, |ns| microseconds(float(ns))),
-        ]
+        ]]
     };
-    let header = [
-        "path",
-        "load",
-        "vectors",
-        "latency p99.9, µs",
-        "gaps",
-        "gap p50, µs",
-        "p99",
-        "longest",
-        "switches",
-        "stolen, µs",
-    ];
+    let header =
+        ["path", "latency p99.9, µs", "gaps", "gap p50, µs", "p99", "longest", "switches", "stolen, µs"];
     format!(
         "<h2>Noise</h2>\n<p>Gaps in the time stamp counter as the poller's core sees it, context switches of the process, and time \
          that the hypervisor took, beside the tail that they explain.</p>\n{}",
-        table(&header, 2, &by_group(paths, row))
+        table(&header, 1, &by_group(paths, row))
     )
 }
 
@@ -362,6 +361,24 @@ mod tests {
         }
         results.paths = (0..3).flat_map(|_| results.paths.clone()).collect();
         assert!(html(&results).len() < 500_000, "three times as much, {} bytes", html(&results).len());
+    }
+
+    #[test]
+    fn every_row_has_its_tables_columns() {
+        let page = html(&sample::results());
+        for table in page.split("<table><thead>").skip(1) {
+            let (head, rest) = table.split_once("</thead>").unwrap();
+            let body = rest.split_once("</table>").unwrap().0;
+            let columns = head.matches("<th").count();
+            for row in body.lines().filter(|row| row.starts_with("<tr><td")) {
+                assert_eq!(row.matches("<td").count(), columns, "{row}");
+            }
+            assert_eq!(
+                body.matches("colspan").count(),
+                body.matches(&format!("colspan=\"{columns}\"")).count()
+            );
+        }
+        assert_eq!(page.matches("<thead>").count(), 4);
     }
 
     #[test]

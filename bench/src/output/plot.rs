@@ -45,29 +45,32 @@ const PERCENT: [(f64, &str); 8] = [
 
 /// Latency against 1/(1-p), both by their logarithm. A line is dashed where fewer than ten samples lie beyond.
 pub fn percentiles(name: &str, series: &[Series], [low, high]: [f64; 2]) -> String {
-    const SIZE: [f64; 2] = [860.0, 340.0];
-    const EDGE: [f64; 4] = [14.0, 150.0, 34.0, 62.0]; // top, right, bottom, left
+    const SIZE: [f64; 2] = [960.0, 340.0];
+    // Top, right, bottom, left. On the right are the names.
+    let longest = series.iter().map(|series| series.name.chars().count()).max().unwrap_or(0);
+    let names = f64::from(u32::try_from(longest).unwrap_or(u32::MAX)) * 7.5 + 24.0;
+    let edge = [12.0, names.min(400.0), 26.0, 62.0];
     let most = series.iter().map(|series| series.histogram.len()).max().unwrap_or(0);
-    let x = Scale::new(1.0, float(most).max(100.0), EDGE[3], SIZE[0] - EDGE[1]);
-    let y = Scale::new(low * 0.9, high * 1.1, SIZE[1] - EDGE[2], EDGE[0]);
+    let x = Scale::new(1.0, float(most).max(100.0), edge[3], SIZE[0] - edge[1]);
+    let y = Scale::new(low * 0.9, high * 1.1, SIZE[1] - edge[2], edge[0]);
     let mut svg = Svg::new(SIZE[0], SIZE[1], name);
-    grid_y(&mut svg, &y, EDGE[3], SIZE[0] - EDGE[1]);
+    grid_y(&mut svg, &y, edge[3], SIZE[0] - edge[1]);
     for (value, label) in PERCENT.into_iter().filter(|(value, _)| *value <= float(most).max(100.0)) {
-        svg.line("grid", [x.at(value), EDGE[0]], [x.at(value), SIZE[1] - EDGE[2]]);
-        svg.text("tick", [x.at(value), SIZE[1] - EDGE[2] + 18.0], "middle", label);
+        svg.line("grid", [x.at(value), edge[0]], [x.at(value), SIZE[1] - edge[2]]);
+        svg.text("tick", [x.at(value), SIZE[1] - edge[2] + 17.0], "middle", label);
     }
-    svg.line("axis", [EDGE[3], SIZE[1] - EDGE[2]], [SIZE[0] - EDGE[1], SIZE[1] - EDGE[2]]);
+    svg.line("axis", [edge[3], SIZE[1] - edge[2]], [SIZE[0] - edge[1], SIZE[1] - edge[2]]);
     let mut ends = Vec::new();
     for (at, one) in series.iter().enumerate() {
         let count = float(one.histogram.len());
         let value = |beyond: f64| float(one.histogram.value_at_quantile(1.0 - 1.0 / beyond)).max(1.0);
         let point = |beyond: f64| [x.at(beyond), y.at(value(beyond))];
+        // Twenty to a decade, at the same places for all; whole powers of ten, where the dots are, among them.
         let steps = |from: f64, to: f64| -> Vec<[f64; 2]> {
-            let mut points: Vec<_> = (0..)
-                .map(|step| from * 10f64.powf(f64::from(step) / 16.0))
-                .take_while(|beyond| *beyond < to)
-                .map(point)
-                .collect();
+            let between =
+                (0..).map(|step| 10f64.powf(f64::from(step) / 20.0)).skip_while(|beyond| *beyond <= from);
+            let mut points = vec![point(from)];
+            points.extend(between.take_while(|beyond| *beyond < to).map(point));
             points.push(point(to));
             points
         };
@@ -93,14 +96,14 @@ pub fn percentiles(name: &str, series: &[Series], [low, high]: [f64; 2]) -> Stri
             last
         })
         .collect();
-    let mut limit = SIZE[1] - EDGE[2];
+    let mut limit = SIZE[1] - edge[2];
     for place in places.iter_mut().rev() {
         *place = place.min(limit);
         limit = *place - room;
     }
     for ((end, at), place) in ends.iter().zip(places) {
         let class = class(series[*at].colour);
-        let from = SIZE[0] - EDGE[1];
+        let from = SIZE[0] - edge[1];
         svg.path(&format!("leader {class}"), &[*end, [from + 4.0, end[1]], [from + 12.0, place]]);
         svg.text("label", [from + 16.0, place + 4.0], "start", &series[*at].name);
     }
@@ -117,23 +120,25 @@ fn grid_y(svg: &mut Svg, y: &Scale, left: f64, right: f64) {
 /// Bins of a distribution in each decade.
 const BINS: f64 = 24.0;
 
-/// How the samples are distributed over logarithmic bins: pairs of the bin's lower end and its share of the fullest one.
-fn shares(histogram: &Histogram<u64>) -> Vec<(f64, f64)> {
+/// How many samples from `low` on are in each logarithmic bin that has any.
+fn bins(histogram: &Histogram<u64>, low: f64) -> Vec<(f64, f64)> {
     let mut bins: Vec<(f64, f64)> = Vec::new();
     for step in histogram.iter_recorded() {
-        let bin = (float(step.value_iterated_to()).max(1.0).log10() * BINS).floor();
+        let value = float(step.value_iterated_to()).max(1.0);
+        let bin = (value.log10() * BINS).floor();
         match bins.last_mut() {
+            _ if value < low => {}
             Some((last, count)) if (*last - bin).abs() < 0.5 => *count += float(step.count_at_value()),
             _ => bins.push((bin, float(step.count_at_value()))),
         }
     }
-    let most = bins.iter().map(|(_, count)| *count).fold(1.0, f64::max);
-    bins.iter().map(|(bin, count)| (*bin, count / most)).collect()
+    bins
 }
 
-/// One path's distribution; behind it, as a line, that of something else, such as the gaps on its core.
+/// One path's distribution; behind it, as a line and on the same scale, that of something else, such as the gaps on its
+/// core.
 pub fn distribution(series: &Series, behind: Option<&Histogram<u64>>, [low, high]: [f64; 2]) -> String {
-    const SIZE: [f64; 2] = [400.0, 130.0];
+    const SIZE: [f64; 2] = [310.0, 130.0];
     const BASE: f64 = SIZE[1] - 24.0;
     let x = Scale::new(low, high, 10.0, SIZE[0] - 14.0);
     let mut svg = Svg::new(SIZE[0], SIZE[1], &format!("distribution of {}", series.name));
@@ -144,9 +149,11 @@ pub fn distribution(series: &Series, behind: Option<&Histogram<u64>>, [low, high
         }
     }
     // The height is by the square root of the share: a tail of a thousandth is still to be seen.
+    let most = bins(&series.histogram, 0.0).iter().map(|(_, count)| *count).fold(1.0, f64::max);
     let outline = |histogram: &Histogram<u64>| {
         let (mut points, mut last) = (vec![], None);
-        for (bin, share) in shares(histogram) {
+        for (bin, count) in bins(histogram, low) {
+            let share = (count / most).min(1.0);
             let edge = |bin: f64| x.at(10f64.powf(bin / BINS));
             let top = BASE - share.sqrt() * (BASE - 24.0);
             if last.is_none_or(|last: f64| bin - last > 1.5) {
@@ -188,8 +195,8 @@ pub fn interval(ratio: f64, ci95: Option<[f64; 2]>, colour: usize, [low, high]: 
     if !ratio.is_finite() {
         return String::new();
     }
-    let x = Scale::new(low.min(1.0) * 0.8, high.max(1.0) * 1.25, 4.0, 176.0);
-    let mut svg = Svg::new(180.0, 18.0, &format!("{ratio:.2}"));
+    let x = Scale::new(low.min(1.0) * 0.8, high.max(1.0) * 1.25, 4.0, 146.0);
+    let mut svg = Svg::new(150.0, 18.0, &format!("{ratio:.2}"));
     svg.line("one", [x.at(1.0), 0.0], [x.at(1.0), 18.0]);
     if let Some([low, high]) = ci95 {
         svg.line(&format!("whisker {}", class(colour)), [x.at(low), 9.0], [x.at(high), 9.0]);
@@ -216,7 +223,8 @@ mod tests {
         let mut histogram = Histogram::<u64>::new(3).unwrap();
         (0..100).for_each(|_| histogram.record(1000).unwrap());
         (0..50).for_each(|_| histogram.record(100_000).unwrap());
-        assert_eq!(shares(&histogram), [(72.0, 1.0), (120.0, 0.5)]);
+        assert_eq!(bins(&histogram, 0.0), [(72.0, 100.0), (120.0, 50.0)]);
+        assert_eq!(bins(&histogram, 2000.0), [(120.0, 50.0)]);
     }
 
     #[test]
