@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The benchmark's outputs, read by HdrHistogram's and jsonschema's Python packages and drawn by Chromium.
+# The benchmark's outputs, read by HdrHistogram's own log processor, by its and jsonschema's Python packages, and drawn by
+# Chromium.
 # Installs what is missing; without a network it says SKIPPED and why.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
@@ -21,6 +22,8 @@ apt_get() {
 missing=()
 command -v chromium >/dev/null || missing+=(chromium)
 python3 -c 'import venv, ensurepip' 2>/dev/null || missing+=(python3 python3-venv)
+jar=/usr/share/java/hdrhistogram.jar
+{ command -v java >/dev/null && [ -r $jar ]; } || missing+=(default-jre-headless libhdrhistogram-java)
 if [ ${#missing[@]} -gt 0 ]; then
     apt_get "${missing[@]}" || skip "${missing[*]} cannot be installed"
 fi
@@ -31,6 +34,6 @@ if ! "$venv/bin/python" -c 'import hdrh, jsonschema' 2>/dev/null; then
         skip "PyPI's hdrhistogram and jsonschema cannot be installed"
 fi
 
-export READERS_PYTHON=$venv/bin/python READERS_CHROMIUM=chromium
+export READERS_PYTHON=$venv/bin/python READERS_CHROMIUM=chromium READERS_JAR=$jar
 [[ $READERS_PYTHON = /* ]] || READERS_PYTHON=$PWD/$READERS_PYTHON
 exec cargo test -p pollvisor-bench output::readers -- --nocapture

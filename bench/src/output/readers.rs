@@ -1,9 +1,10 @@
-//! The outputs as others read them: HdrHistogram's Python package, PyPI's jsonschema, and Chromium.
+//! The outputs as others read them: HdrHistogram's own log processor and its Python package, PyPI's jsonschema, Chromium.
 //!
-//! `bench/tests/readers.sh` sets those up, and says where by the environment: `READERS_PYTHON`, `READERS_CHROMIUM`.
-//! `READERS_KEEP` names a folder to leave the page in, for looking at.
+//! `bench/tests/readers.sh` sets those up, and says where by the environment: `READERS_JAR`, `READERS_PYTHON`,
+//! `READERS_CHROMIUM`.
+//! `READERS_KEEP` names a folder to leave the page and the log in, for looking at.
 
-use super::{OutputArgs, Outputs, html, json, sample};
+use super::{OutputArgs, Outputs, hgrm, hlog, html, json, keys, sample};
 use std::path::Path;
 use std::process::Command;
 
@@ -42,11 +43,45 @@ fn python_reads_the_log_the_distributions_and_the_json() {
         .arg(here.join("schema.json"))
         .arg(folder.path()));
     if let Some(keep) = std::env::var_os("READERS_KEEP") {
-        std::fs::copy(folder.path().join("out.html"), Path::new(&keep).join("out.html")).unwrap();
+        for name in ["out.html", "out.hlog"] {
+            std::fs::copy(folder.path().join(name), Path::new(&keep).join(name)).unwrap();
+        }
     }
     let expected: usize = results.paths.iter().map(|path| path.distributions().len()).sum();
     assert!(out.contains(&format!("{expected} histograms agree")), "{out}");
     eprint!("{out}");
+}
+
+#[test]
+fn hdrhistograms_own_processor_reads_the_log_as_the_distributions_have_it() {
+    let Some(jar) = program("READERS_JAR") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let results = sample::results();
+    let log = folder.path().join("out.hlog");
+    std::fs::write(&log, hlog::hlog(&results).unwrap()).unwrap();
+    let process = |args: &[&str]| {
+        let java = ["-cp", &jar, "org.HdrHistogram.HistogramLogProcessor", "-i"];
+        run(Command::new("java").args(java).arg(&log).args(args)).0
+    };
+    let tags = process(&["-listtags"]);
+    let expected: usize = results.paths.iter().map(|path| path.distributions().len()).sum();
+    assert_eq!(
+        tags.lines().filter(|line| line.contains(':') && !line.contains(' ')).count(),
+        expected,
+        "{tags}"
+    );
+    for (path, key) in results.paths.iter().zip(keys(&results)).take(2) {
+        for (stage, figures) in path.distributions() {
+            let theirs = process(&["-tag", &format!("{key}:{stage}"), "-outputValueUnitRatio", "1000"]);
+            let theirs: Vec<_> = theirs.lines().filter(|line| !line.starts_with("#[StartTime")).collect();
+            let ours = hgrm::text(&figures.decode().unwrap());
+            let ours: Vec<_> = ours.lines().collect();
+            assert_eq!(theirs.len(), ours.len(), "{key}:{stage}");
+            // Where a percentile falls on a sample exactly, rounding may take the next one.
+            let differ: Vec<_> = theirs.iter().zip(&ours).filter(|(theirs, ours)| theirs != ours).collect();
+            assert!(differ.len() <= 2, "{key}:{stage}: {differ:#?}");
+        }
+    }
 }
 
 /// What the browser is asked: appended to the page, for the page itself has no script.
