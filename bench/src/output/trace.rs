@@ -177,4 +177,49 @@ mod tests {
         };
         check(&trace(&[odd, Event { signal_ns: 1, poller: 1, ..odd }]));
     }
+
+    #[test]
+    fn a_real_pollers_flight_makes_a_trace() {
+        use pollvisor::session::{Delivery, Session, SessionConfig, Signals};
+        use pollvisor::{clock::Clock, pin::Placement, record::Figures, source::Backend, vm::Idle};
+        if std::fs::File::options().write(true).open("/dev/kvm").is_err() {
+            eprintln!("SKIPPED: /dev/kvm cannot be opened");
+            return;
+        }
+        let config = SessionConfig {
+            vectors: 8,
+            signals: Signals::Doorbell,
+            delivery: Delivery::Poller(Backend::AIO),
+            running: false,
+            idle: Idle::Halt,
+            vcpus: None,
+            vcpu_placement: Vec::new(),
+            poller_placement: Placement { cpu: None, fifo: Some(false) },
+            halt_poll_ns: None,
+            each_vector: false,
+        };
+        let (session, mut signaller) = Session::start(&config, Clock::calibrate().unwrap()).unwrap();
+        let empty = || *session.empty_figures();
+        assert!(session.take_figures(Box::new(empty().with_flight())).unwrap().flight.is_none());
+        let mut total: Figures = empty();
+        for round in 0..50 {
+            for vector in 0..8 {
+                signaller.signal(vector);
+            }
+            while total.total().signals() < (round + 1) * 8 {
+                total.add(&session.take_figures(Box::new(empty().with_flight())).unwrap());
+            }
+        }
+        session.stop().unwrap();
+        let flight = total.flight.unwrap();
+        let events: Vec<Event> = flight.events().map(|event| Event::of(0, event)).collect();
+        assert_eq!(events.iter().map(|event| event.signals).sum::<u64>(), 400);
+        assert!(
+            events
+                .iter()
+                .all(|e| e.vector < 8 && e.seen_ns <= e.injected_ns && e.injected_ns <= e.drained_ns)
+        );
+        assert!(events.iter().all(|event| event.signal_ns > 0 && event.signal_ns <= event.seen_ns));
+        assert_eq!(check(&trace(&events))["X"], events.len());
+    }
 }
