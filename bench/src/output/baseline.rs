@@ -299,7 +299,7 @@ mod tests {
             let error = Baseline::read(file.path()).unwrap_err().to_string();
             assert!(error.contains("reading the baseline") && error.contains("--json"), "{error}");
         }
-        std::fs::write(file.path(), json::json(&sample::results()).unwrap()).unwrap();
+        std::fs::write(file.path(), json::json(&sample::results(), &sample::extra()).unwrap()).unwrap();
         assert_eq!(Baseline::read(file.path()).unwrap().results.paths.len(), sample::results().paths.len());
     }
 }

@@ -3,14 +3,14 @@
 use super::plot::{self, Series};
 use super::svg::escape;
 use super::table::stage_rows;
-use super::{COLUMNS, STAGES, float, machine, microseconds};
+use super::{COLUMNS, Extra, STAGES, float, machine, microseconds};
 use crate::model::{PathResult, Results, Stage};
 use hdrhistogram::Histogram;
 use std::fmt::Write;
 
 /// The page.
 #[must_use]
-pub fn html(results: &Results) -> String {
+pub fn html(results: &Results, extra: &Extra) -> String {
     let mut page = format!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\n\
@@ -42,6 +42,9 @@ pub fn html(results: &Results) -> String {
         page.push_str(&stages(&results.paths, &colours));
         page.push_str(&ledger(&results.paths, &colours));
         page.push_str(&noise(&results.paths, &colours));
+    }
+    if !extra.text.is_empty() {
+        page.push_str(&format!("<h2>Findings</h2>\n<pre>{}</pre>\n", escape(&extra.text)));
     }
     page.push_str(&overhead(results));
     page.push_str(&fingerprint(results));
@@ -354,18 +357,22 @@ mod tests {
     #[test]
     fn it_is_one_small_page_that_fetches_nothing() {
         let mut results = sample::results();
-        let page = html(&results);
+        let page = html(&results, &Extra::default());
         assert!(page.len() < 250_000, "{} bytes", page.len());
         for word in ["http", "src=", "@import", "url(", "<script", "NaN"] {
             assert!(!page.contains(word), "{word}");
         }
         results.paths = (0..3).flat_map(|_| results.paths.clone()).collect();
-        assert!(html(&results).len() < 500_000, "three times as much, {} bytes", html(&results).len());
+        assert!(
+            html(&results, &Extra::default()).len() < 500_000,
+            "three times as much, {} bytes",
+            html(&results, &Extra::default()).len()
+        );
     }
 
     #[test]
     fn every_row_has_its_tables_columns() {
-        let page = html(&sample::results());
+        let page = html(&sample::results(), &sample::extra());
         for table in page.split("<table><thead>").skip(1) {
             let (head, rest) = table.split_once("</thead>").unwrap();
             let body = rest.split_once("</table>").unwrap().0;
@@ -386,6 +393,7 @@ mod tests {
         let evil = "<script>alert('1')</script>\"&";
         let mut results = sample::results();
         results.command = evil.into();
+        let extra = Extra { text: evil.into(), ..Extra::default() };
         results.began = evil.into();
         results.errors = vec![evil.into()];
         for key in ["kernel", "cpu", "idle", "source", "delivery"] {
@@ -397,7 +405,7 @@ mod tests {
             path.path = evil.into();
             path.load = crate::model::Load::Open { per_second: 1.0, schedule: evil.into() };
         }
-        let page = html(&results);
+        let page = html(&results, &extra);
         assert!(!page.contains("<script") && !page.contains("'1'") && page.contains("&lt;script&gt;"));
     }
 
@@ -409,9 +417,9 @@ mod tests {
         results.paths[1].stages.get_mut("signal_to_accepted").unwrap().histogram = "broken".into();
         results.paths[2].ratio_to_irqfd = Some(f64::NAN);
         results.paths[3].ratio_ci95 = Some([f64::NAN, f64::INFINITY]);
-        assert!(html(&results).contains("ended early"));
+        assert!(html(&results, &Extra::default()).contains("ended early"));
         results.paths.clear();
         results.machine = serde_json::Value::Null;
-        assert!(html(&results).contains("Nothing was measured"));
+        assert!(html(&results, &Extra::default()).contains("Nothing was measured"));
     }
 }

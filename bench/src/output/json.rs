@@ -1,5 +1,6 @@
 //! The results as JSON, as `bench/schema.json` describes them, and back.
 
+use super::Extra;
 use crate::model::Results;
 use pollvisor::error::{Error, Result};
 
@@ -10,8 +11,16 @@ pub const FORMAT: u32 = 1;
 ///
 /// # Errors
 /// When a figure is not a number: JSON has none for it.
-pub fn json(results: &Results) -> Result<String> {
-    let text = serde_json::to_string_pretty(results).map_err(|e| Error::new(format!("writing JSON: {e}")))?;
+pub fn json(results: &Results, extra: &Extra) -> Result<String> {
+    let failed = |e: serde_json::Error| Error::new(format!("writing JSON: {e}"));
+    let mut document = serde_json::to_value(results).map_err(failed)?;
+    if let Some(document) = document.as_object_mut() {
+        // What the results say themselves is not replaced.
+        let more = extra.json.iter().filter(|(key, _)| !document.contains_key(*key));
+        let more: Vec<_> = more.map(|(key, value)| (key.clone(), value.clone())).collect();
+        document.extend(more);
+    }
+    let text = serde_json::to_string_pretty(&document).map_err(failed)?;
     parse(&text).map_err(|e| e.context("a result that JSON cannot hold"))?;
     Ok(text + "\n")
 }
@@ -34,6 +43,14 @@ mod tests {
     use crate::output::sample;
     use serde_json::Value;
 
+    #[test]
+    fn more_of_a_subcommand_is_there_and_replaces_nothing() {
+        let mut extra = sample::extra();
+        extra.json.insert("format".into(), 7.into());
+        let document: Value = serde_json::from_str(&json(&sample::results(), &extra).unwrap()).unwrap();
+        assert_eq!((&document["format"], &document["goals"][0]["met"]), (&1.into(), &true.into()));
+    }
+
     fn validator() -> jsonschema::Validator {
         let schema: Value = serde_json::from_str(include_str!("../../schema.json")).unwrap();
         assert!(jsonschema::meta::is_valid(&schema));
@@ -41,7 +58,7 @@ mod tests {
     }
 
     fn document() -> Value {
-        serde_json::from_str(&json(&sample::results()).unwrap()).unwrap()
+        serde_json::from_str(&json(&sample::results(), &sample::extra()).unwrap()).unwrap()
     }
 
     #[test]
@@ -55,14 +72,18 @@ mod tests {
         let mut results = sample::results();
         results.paths.clear();
         (results.interrupted, results.errors) = (true, vec!["nothing was measured".into()]);
-        assert!(validator().is_valid(&serde_json::from_str(&json(&results).unwrap()).unwrap()));
+        assert!(
+            validator().is_valid(&serde_json::from_str(&json(&results, &Extra::default()).unwrap()).unwrap())
+        );
     }
 
     /// A schema that takes everything would show nothing.
     #[test]
     fn the_schema_refuses_what_is_wrong() {
         let validator = validator();
-        let wrong: [fn(&mut Value); 9] = [
+        let wrong: [fn(&mut Value); 11] = [
+            |d| d["speed"] = 9.into(),
+            |d| d["goals"][0]["met"] = Value::Null,
             |d| d["format"] = 2.into(),
             |d| d["began"] = "yesterday".into(),
             |d| drop(d["machine"].as_object_mut().unwrap().remove("tsc_khz")),
@@ -91,6 +112,9 @@ mod tests {
                 assert!(described || property.get("const").is_some(), "{at}/{name} has no description");
                 walk(property, &format!("{at}/{name}"));
             }
+            if schema["items"].is_object() {
+                walk(&schema["items"], &format!("{at}/items"));
+            }
             for (name, definition) in schema["$defs"].as_object().into_iter().flatten() {
                 walk(definition, &format!("{at}/{name}"));
             }
@@ -102,10 +126,10 @@ mod tests {
     fn what_is_not_a_number_or_of_another_format_is_refused() {
         let mut results = sample::results();
         results.paths[0].p50_ns = f64::NAN;
-        assert!(json(&results).unwrap_err().to_string().contains("cannot hold"));
+        assert!(json(&results, &Extra::default()).unwrap_err().to_string().contains("cannot hold"));
         results.paths[0].p50_ns = 1.0;
         results.format = 7;
-        assert!(json(&results).unwrap_err().to_string().contains("format 7"));
+        assert!(json(&results, &Extra::default()).unwrap_err().to_string().contains("format 7"));
         assert!(parse("").is_err());
         assert!(parse("[1]").is_err());
     }

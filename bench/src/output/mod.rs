@@ -49,6 +49,15 @@ pub struct OutputArgs {
     pub force: bool,
 }
 
+/// What a subcommand made of its results.
+#[derive(Debug, Clone, Default)]
+pub struct Extra {
+    /// Further properties of the JSON document: those that the schema names, such as `goals`.
+    pub json: serde_json::Map<String, serde_json::Value>,
+    /// The same for people, below the table; ends with a newline, unless it is empty.
+    pub text: String,
+}
+
 /// A file that was opened before the run.
 #[derive(Debug)]
 struct Target {
@@ -100,11 +109,11 @@ impl Outputs {
     ///
     /// # Errors
     /// What could not be written, all of it; the rest has been.
-    pub fn finish(self, results: &Results) -> Result<bool> {
-        self.finish_to(results, &mut std::io::stdout().lock())
+    pub fn finish(self, results: &Results, extra: &Extra) -> Result<bool> {
+        self.finish_to(results, extra, &mut std::io::stdout().lock())
     }
 
-    fn finish_to(self, results: &Results, out: &mut impl Write) -> Result<bool> {
+    fn finish_to(self, results: &Results, extra: &Extra, out: &mut impl Write) -> Result<bool> {
         let mut print = |text: &str| {
             out.write_all(text.as_bytes())
                 .and_then(|()| out.flush())
@@ -113,12 +122,12 @@ impl Outputs {
         let mut failed = Vec::new();
         let mut note = |made: Result<()>| failed.extend(made.err());
         note(if self.json {
-            json::json(results).and_then(|text| print(&text))
+            json::json(results, extra).and_then(|text| print(&text))
         } else {
-            print(&table::table(results))
+            print(&(table::table(results) + &extra.text))
         });
         if let Some(target) = self.html {
-            note(target.write(html::html(results).as_bytes()));
+            note(target.write(html::html(results, extra).as_bytes()));
         }
         if let Some(target) = self.hlog {
             note(hlog::hlog(results).and_then(|text| target.write(text.as_bytes())));
@@ -342,7 +351,8 @@ mod tests {
         }));
         let mut results = sample::results();
         results.interrupted = true;
-        let error = outputs.unwrap().finish_to(&results, &mut Vec::new()).unwrap_err().to_string();
+        let error =
+            outputs.unwrap().finish_to(&results, &Extra::default(), &mut Vec::new()).unwrap_err().to_string();
         assert!(error.contains("/dev/full") && error.contains("ENOSPC"), "{error}");
         assert!(std::fs::read_to_string(&hlog).unwrap().contains("Tag=irqfd-8:"));
         assert!(std::fs::read_dir(&hgrm).unwrap().count() > results.paths.len());
@@ -354,7 +364,7 @@ mod tests {
         let file = folder.path().join("then.json");
         let mut out = Vec::new();
         let results = sample::results();
-        Outputs::open(&args(|_| ())).unwrap().finish_to(&results, &mut out).unwrap();
+        Outputs::open(&args(|_| ())).unwrap().finish_to(&results, &Extra::default(), &mut out).unwrap();
         std::fs::write(&file, &out).unwrap();
         for json in [true, false] {
             let outputs =
@@ -362,7 +372,7 @@ mod tests {
             outputs.check_machine(&results.machine).unwrap();
             assert!(outputs.check_machine(&serde_json::Value::Null).is_err());
             out.clear();
-            assert!(!outputs.finish_to(&results, &mut out).unwrap());
+            assert!(!outputs.finish_to(&results, &Extra::default(), &mut out).unwrap());
             let text = String::from_utf8(out.clone()).unwrap();
             assert_eq!(json::parse(&text).is_ok(), json);
             assert_eq!(text.contains("then.json"), !json);

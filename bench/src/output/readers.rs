@@ -35,8 +35,8 @@ fn python_reads_the_log_the_distributions_and_the_json() {
         hgrm: Some(folder.path().join("hgrm")),
         ..OutputArgs::default()
     };
-    assert!(!Outputs::open(&args).unwrap().finish_to(&results, &mut Vec::new()).unwrap());
-    std::fs::write(folder.path().join("out.json"), json::json(&results).unwrap()).unwrap();
+    assert!(!Outputs::open(&args).unwrap().finish_to(&results, &sample::extra(), &mut Vec::new()).unwrap());
+    std::fs::write(folder.path().join("out.json"), json::json(&results, &sample::extra()).unwrap()).unwrap();
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let (out, _) = run(Command::new(python)
         .arg(here.join("tests/readers.py"))
@@ -104,7 +104,7 @@ fn chromium_draws_the_page_in_both_colour_schemes() {
     let Some(chromium) = program("READERS_CHROMIUM") else { return };
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("page.html");
-    let page = html::html(&sample::results());
+    let page = html::html(&sample::results(), &sample::extra());
     std::fs::write(&file, page.replace("</body>", &format!("{PROBE}</body>"))).unwrap();
     let mut seen = Vec::new();
     // Blink's numbers: 0 is dark, 1 is light.
