@@ -2,8 +2,11 @@
 //!
 //! Resampling *n* samples and taking their quantile *q* draws from the empirical distribution at a rank whose share is
 //! Beta distributed around *q*, so the rank is drawn and not the samples. Near normal, that is, with at least ten samples on
-//! either side; with fewer there is no interval. The interval takes the samples for independent, which those of one round
-//! are not quite, so it is somewhat too narrow: worse is only what is worse by more than [`MARGIN`] at its lower end.
+//! either side; with fewer there is no interval.
+//!
+//! Samples that wait behind the same delay are not independent: a delay of *t* at *r* signals a second holds *t r* of them,
+//! so *n* is the count divided by 1 + *t r*. What slow moods of a machine do to all samples of a run is not in the interval;
+//! for that, worse is only what is worse by more than [`MARGIN`] at the interval's lower end.
 
 use super::machine;
 use super::table::layout;
@@ -79,7 +82,7 @@ impl Baseline {
                     .filter(|(stage, _)| path.main_stage().is_some_and(|(now, _)| now == *stage)),
                 path.main_stage(),
             ) else {
-                alone.push(format!("{}: not the same stage in the baseline", name(path)));
+                alone.push(format!("{}: no latency of the same stage in both", name(path)));
                 continue;
             };
             let decode = |what: &str, stage: &crate::model::Stage| {
@@ -87,6 +90,7 @@ impl Baseline {
             };
             let (was, is) = (decode("the baseline", was)?, decode("this run", is)?);
             for (percentile, quantile) in [("p50", 0.5), ("p99", 0.99)] {
+                let (was, is) = (Sampled::of(&was, before), Sampled::of(&is, path));
                 let Some(change) = Change::of(&was, &is, quantile) else { continue };
                 worse |= change.verdict() == WORSE;
                 rows.push(change.row(path, stage, percentile));
@@ -116,6 +120,28 @@ fn name(path: &PathResult) -> String {
 
 const WORSE: &str = "worse";
 
+/// A histogram, and how fast its samples came.
+struct Sampled<'a> {
+    histogram: &'a Histogram<u64>,
+    per_second: f64,
+}
+
+impl<'a> Sampled<'a> {
+    fn of(histogram: &'a Histogram<u64>, path: &PathResult) -> Self {
+        Self { histogram, per_second: path.per_second.max(0.0) }
+    }
+
+    /// The value of a quantile, in nanoseconds, no less than one.
+    fn at(&self, quantile: f64) -> f64 {
+        float(self.histogram.value_at_quantile(quantile.clamp(0.0, 1.0))).max(1.0)
+    }
+
+    /// How many independent samples there are around a quantile.
+    fn independent(&self, quantile: f64) -> f64 {
+        float(self.histogram.len()) / (1.0 + self.at(quantile) * 1e-9 * self.per_second)
+    }
+}
+
 struct Change {
     was: f64,
     is: f64,
@@ -124,12 +150,11 @@ struct Change {
 
 impl Change {
     /// `None` when there is nothing to compare.
-    fn of(was: &Histogram<u64>, is: &Histogram<u64>, quantile: f64) -> Option<Self> {
-        if was.is_empty() || is.is_empty() {
-            return None;
-        }
-        let at = |histogram: &Histogram<u64>| float(histogram.value_at_quantile(quantile)).max(1.0);
-        Some(Self { was: at(was), is: at(is), ci95: ratio_ci95(was, is, quantile) })
+    fn of(was: &Sampled, is: &Sampled, quantile: f64) -> Option<Self> {
+        let both = !was.histogram.is_empty() && !is.histogram.is_empty();
+        let change =
+            || Self { was: was.at(quantile), is: is.at(quantile), ci95: ratio_ci95(was, is, quantile) };
+        both.then(change)
     }
 
     fn verdict(&self) -> &'static str {
@@ -158,19 +183,18 @@ impl Change {
 }
 
 /// The 95 % bootstrap interval of the ratio of two histograms' quantiles, from a fixed seed; `None` with fewer than ten
-/// samples on either side of one of them.
-fn ratio_ci95(was: &Histogram<u64>, is: &Histogram<u64>, quantile: f64) -> Option<[f64; 2]> {
+/// independent samples on either side of one of them.
+fn ratio_ci95(was: &Sampled, is: &Sampled, quantile: f64) -> Option<[f64; 2]> {
     const RESAMPLES: usize = 2000;
-    let enough = |histogram: &Histogram<u64>| float(histogram.len()) * quantile.min(1.0 - quantile) >= 9.999;
+    let enough = |one: &Sampled| one.independent(quantile) * quantile.min(1.0 - quantile) >= 9.999;
     if !enough(was) || !enough(is) {
         return None;
     }
     let mut random = 0x9e37_79b9_7f4a_7c15u64;
-    let mut draw = |histogram: &Histogram<u64>| {
+    let mut draw = |one: &Sampled| {
         // A sum of twelve uniform ones is normal enough out to three deviations.
         let normal: f64 = (0..12).map(|_| uniform(&mut random)).sum::<f64>() - 6.0;
-        let share = quantile + normal * (quantile * (1.0 - quantile) / float(histogram.len())).sqrt();
-        float(histogram.value_at_quantile(share.clamp(0.0, 1.0))).max(1.0)
+        one.at(quantile + normal * (quantile * (1.0 - quantile) / one.independent(quantile)).sqrt())
     };
     let mut ratios: Vec<f64> = (0..RESAMPLES).map(|_| draw(is) / draw(was)).collect();
     ratios.sort_by(f64::total_cmp);
@@ -211,8 +235,8 @@ mod tests {
     }
 
     #[test]
-    fn a_half_more_is_worse_and_a_half_less_better_and_a_twentieth_neither() {
-        for (factor, worse, word) in [(1.5, true, "worse"), (0.5, false, "better"), (1.05, false, " 1.05 ")] {
+    fn twice_as_long_is_worse_and_half_as_long_better_and_a_twentieth_neither() {
+        for (factor, worse, word) in [(2.0, true, "worse"), (0.5, false, "better"), (1.05, false, " 1.05 ")] {
             let mut now = sample::results();
             slower(&mut now, "polled_eventfd", factor);
             let comparison = baseline(sample::results()).compare(&now, false).unwrap();
@@ -223,13 +247,30 @@ mod tests {
         }
     }
 
+    fn slow(histogram: &Histogram<u64>) -> Sampled<'_> {
+        Sampled { histogram, per_second: 0.0 }
+    }
+
+    #[test]
+    fn samples_behind_one_delay_are_one() {
+        let (mut stalled, calm) = (sample::histogram(900.0, 0.0, 5000), sample::histogram(900.0, 0.0, 5000));
+        (0..100).for_each(|at| stalled.record(50_000_000 + at * 100_000).unwrap());
+        let per_second = 20_000.0;
+        let [stalled, calm] = [&stalled, &calm].map(|histogram| Sampled { histogram, per_second });
+        assert_eq!(Change::of(&calm, &stalled, 0.99).unwrap().verdict(), "too few samples");
+        assert_eq!(Change::of(&calm, &stalled, 0.5).unwrap().verdict(), "");
+        let stalled = Sampled { per_second: 0.1, ..stalled };
+        assert_eq!(Change::of(&calm, &stalled, 0.99).unwrap().verdict(), WORSE);
+    }
+
     #[test]
     fn few_samples_have_no_interval_and_no_verdict() {
         let (few, many) = (sample::histogram(900.0, 4.0, 999), sample::histogram(9000.0, 4.0, 5050));
+        let (few, many) = (slow(&few), slow(&many));
         assert!(ratio_ci95(&few, &many, 0.99).is_none());
         assert_eq!(Change::of(&few, &many, 0.99).unwrap().verdict(), "too few samples");
         assert_eq!(Change::of(&few, &many, 0.5).unwrap().verdict(), WORSE);
-        assert!(Change::of(&Histogram::new(3).unwrap(), &many, 0.5).is_none());
+        assert!(Change::of(&slow(&Histogram::new(3).unwrap()), &many, 0.5).is_none());
     }
 
     /// The drawn ranks against the bootstrap done in full.
@@ -253,7 +294,7 @@ mod tests {
             let (all_was, all_is) = (samples(&was), samples(&is));
             let mut ratios: Vec<f64> = (0..400).map(|_| median(&all_is) / median(&all_was)).collect();
             ratios.sort_by(f64::total_cmp);
-            let [low, high] = ratio_ci95(&was, &is, quantile).unwrap();
+            let [low, high] = ratio_ci95(&slow(&was), &slow(&is), quantile).unwrap();
             let wide = (ratios[389] - ratios[10]) * 0.3;
             assert!(
                 (low - ratios[10]).abs() < wide && (high - ratios[389]).abs() < wide,

@@ -3,7 +3,7 @@
 use super::plot::{self, Series};
 use super::svg::escape;
 use super::table::stage_rows;
-use super::{COLUMNS, Extra, STAGES, float, machine, microseconds};
+use super::{COLUMNS, Extra, STAGES, float, machine, measured, microseconds};
 use crate::model::{PathResult, Results, Stage};
 use hdrhistogram::Histogram;
 use std::fmt::Write;
@@ -147,19 +147,18 @@ fn ratios(paths: &[PathResult], colours: &Colours) -> String {
     let low = all.iter().copied().fold(f64::INFINITY, f64::min);
     let high = all.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let row = |path: &PathResult| {
-        let count = path.main_stage().map_or(0, |(_, stage)| stage.count);
-        let cell = |ns, beyond| format!("{}{}", microseconds(ns), if count / beyond < 10 { "*" } else { "" });
+        let [p50, p99, p999] = path.own_cells();
         vec![vec![
             colours.name(path),
-            cell(path.p50_ns, 2),
-            cell(path.p99_ns, 100),
-            cell(path.p999_ns, 1000),
+            p50,
+            p99,
+            p999,
             path.ratio_to_irqfd.map_or_else(dash, |ratio| format!("{ratio:.2}")),
             path.ratio_ci95.map_or_else(dash, |[low, high]| format!("{low:.2} to {high:.2}")),
             path.ratio_to_irqfd.map_or_else(String::new, |ratio| {
                 plot::interval(ratio, path.ratio_ci95, colours.get(path), [low, high])
             }),
-            microseconds(path.producer_p50_ns),
+            measured(path.producer_p50_ns),
             format!("{:.0}", path.per_second),
             path.cpu_ns_per_interrupt.map_or_else(dash, |ns| format!("{ns:.0}")),
         ]]
@@ -208,6 +207,7 @@ fn decode(stage: &Stage) -> Option<Histogram<u64>> {
 }
 
 fn percentiles(paths: &[PathResult], colours: &Colours) -> String {
+    let mut any = false;
     let mut text = String::from(
         "<h2>Percentiles</h2>\n<p>How long the slowest took: each step to the right is a tenth of the samples. Dotted where fewer \
          than ten samples lie beyond. Point at a dot for its value. No wait: from when a signal was made, and not from when it \
@@ -215,9 +215,9 @@ fn percentiles(paths: &[PathResult], colours: &Colours) -> String {
     );
     let groups = groups(paths);
     // The stages from the signal to an end are the answer; those within are folded away.
-    for (folded, keys) in [(false, [2, 3]), (true, [0, 1])] {
+    for (folded, keys) in [(false, &STAGES[2..4]), (true, &[STAGES[0], STAGES[1], STAGES[4], STAGES[5]])] {
         let mut plots = String::new();
-        for (key, stage) in keys.map(|at| STAGES[at]) {
+        for (key, stage) in keys {
             let drawn: Vec<_> =
                 groups.iter().map(|(name, group)| (name, series(group, key, colours))).collect();
             let range = plot::range(drawn.iter().flat_map(|(_, all)| all.iter().map(|one| &one.histogram)));
@@ -228,17 +228,23 @@ fn percentiles(paths: &[PathResult], colours: &Colours) -> String {
             }
         }
         if folded && !plots.is_empty() {
-            plots = format!("<details><summary>The stages on the way</summary>\n{plots}</details>\n");
+            plots = format!(
+                "<details><summary>The stages on the way, and the producer</summary>\n{plots}</details>\n"
+            );
         }
+        any |= !plots.is_empty();
         text.push_str(&plots);
     }
-    text
+    if any { text } else { String::new() }
 }
 
 fn distributions(paths: &[PathResult], colours: &Colours) -> String {
     let histogram = |path: &PathResult| decode(path.main_stage()?.1);
     let all: Vec<_> = paths.iter().map(|path| (path, histogram(path))).collect();
     let range = plot::range(all.iter().filter_map(|(_, histogram)| histogram.as_ref()));
+    if all.iter().all(|(_, histogram)| histogram.is_none()) {
+        return String::new();
+    }
     let mut text = String::from(
         "<h2>Distributions</h2>\n<p>All on one scale; the height is by the square root, so that a rare sample is to be seen. \
          The grey line is the gaps on the poller's core, what was taken from it meanwhile: where a tail follows it, the \
@@ -275,6 +281,9 @@ fn stages(paths: &[PathResult], colours: &Colours) -> String {
         };
         stages.map(row).collect()
     };
+    if stage_rows(paths).is_empty() {
+        return String::new();
+    }
     let table = table(&header, 2, &by_group(paths, rows));
     format!("<h2>Every stage</h2>\n<p>What was not measured is absent.</p>\n{table}")
 }
@@ -306,7 +315,7 @@ fn noise(paths: &[PathResult], colours: &Colours) -> String {
         };
         vec![vec![
             colours.name(path),
-            microseconds(path.p999_ns),
+            measured(path.p999_ns),
             path.gaps.as_ref().map_or_else(dash, |gaps| gaps.count.to_string()),
             gap(|gaps| gaps.p50_ns),
             gap(|gaps| gaps.p99_ns),
@@ -418,6 +427,9 @@ mod tests {
         results.paths[2].ratio_to_irqfd = Some(f64::NAN);
         results.paths[3].ratio_ci95 = Some([f64::NAN, f64::INFINITY]);
         assert!(html(&results, &Extra::default()).contains("ended early"));
+        results.paths.truncate(1);
+        let page = html(&results, &Extra::default());
+        assert!(!page.contains("Percentiles") && !page.contains("Every stage") && page.contains("Ledger"));
         results.paths.clear();
         results.machine = serde_json::Value::Null;
         assert!(html(&results, &Extra::default()).contains("Nothing was measured"));

@@ -178,12 +178,15 @@ impl Target {
     }
 }
 
-/// The stages in the order of an interrupt's way, with their names.
-const STAGES: [(&str, &str); 4] = [
+/// The stages in the order of an interrupt's way, with their names; then what is of the producer alone.
+const STAGES: [(&str, &str); 7] = [
     ("signal_to_seen", "signal → seen"),
     ("seen_to_injected", "seen → injected"),
     ("signal_to_accepted", "signal → accepted"),
     ("signal_to_handler", "signal → handler"),
+    ("producer", "producer's cost"),
+    ("producer_late", "producer's lateness"),
+    ("producer_gaps", "gaps on its core"),
 ];
 /// The key of what an open loop's latencies would be without the wait for their turn.
 const UNCORRECTED: &str = "uncorrected";
@@ -193,7 +196,10 @@ const GAPS: &str = "gaps";
 impl PathResult {
     /// The stage that the percentiles of the path itself are of.
     fn main_stage(&self) -> Option<(&'static str, &Stage)> {
-        let of = |at: usize| Some((STAGES[at].1, self.stages.get(STAGES[at].0)?));
+        let of = |at: usize| {
+            let stage = self.stages.get(STAGES[at].0).filter(|stage| stage.count > 0)?;
+            Some((STAGES[at].1, stage))
+        };
         of(2).or_else(|| of(3))
     }
 
@@ -207,6 +213,15 @@ impl PathResult {
             .chain(self.gaps.as_ref().map(|stage| (GAPS, stage)))
             .filter(|(_, stage)| stage.count > 0)
             .collect()
+    }
+
+    /// The cells of its own percentiles, marked as those of a stage; dashes where there was no latency to measure.
+    fn own_cells(&self) -> [String; 3] {
+        let stage = self.main_stage().map(|(_, stage)| stage);
+        [(self.p50_ns, 2), (self.p99_ns, 100), (self.p999_ns, 1000)].map(|(ns, beyond)| {
+            let mark = if stage.is_some_and(|stage| stage.is_thin(beyond)) { "*" } else { "" };
+            measured(ns) + mark
+        })
     }
 
     /// The load, for people.
@@ -257,6 +272,11 @@ fn microseconds(ns: f64) -> String {
         ns if ns < 100_000.0 => format!("{:.1}", ns / 1000.0),
         ns => format!("{:.0}", ns / 1000.0),
     }
+}
+
+/// The same of what cannot be nothing: 0 is what was not measured.
+fn measured(ns: f64) -> String {
+    microseconds(if ns > 0.0 { ns } else { f64::NAN })
 }
 
 /// A count as a float: exact up to 2⁵³.

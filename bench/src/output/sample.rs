@@ -75,6 +75,8 @@ pub fn results() -> Results {
     }
     let mut open = path("polled_doorbell", 8, 1900.0, 890.0, 40_000);
     open.load = Load::Open { per_second: 100_000.0, schedule: "poisson".into() };
+    open.stages.insert("producer".into(), stage(12.0, 2.0, 40_000));
+    open.stages.insert("producer_late".into(), stage(100.0, 9.0, 40_000));
     open.uncorrected = Some(stage(930.0, 2.0, 40_000));
     (open.ratio_to_irqfd, open.ratio_ci95) = (None, None);
     paths.push(open);

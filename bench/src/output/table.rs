@@ -1,6 +1,6 @@
 //! The results for a terminal.
 
-use super::{COLUMNS, float, machine, microseconds};
+use super::{COLUMNS, float, machine, measured, microseconds};
 use crate::model::{PathResult, Results, Stage};
 use comfy_table::{CellAlignment, Table, presets};
 
@@ -12,7 +12,10 @@ pub fn table(results: &Results) -> String {
         text.push_str("interrupted: what was measured until then\n");
     }
     if !results.paths.is_empty() {
-        text.push_str(&format!("{}\n", titles(&results.paths)));
+        let titles = titles(&results.paths);
+        if !titles.is_empty() {
+            text.push_str(&format!("{titles}\n"));
+        }
         text.push_str(&paths(&results.paths));
         text.push_str(&stages(&results.paths));
         text.push_str(&ledger(&results.paths));
@@ -65,16 +68,15 @@ fn paths(paths: &[PathResult]) -> String {
         "CPU ns each",
     ];
     let row = |path: &PathResult| {
-        let count = path.main_stage().map_or(0, |(_, stage)| stage.count);
-        let cell = |ns, beyond| format!("{}{}", microseconds(ns), if count / beyond < 10 { "*" } else { "" });
+        let [p50, p99, p999] = path.own_cells();
         vec![
             path.path.clone(),
             path.load_name(),
             path.size(),
-            cell(path.p50_ns, 2),
-            cell(path.p99_ns, 100),
-            cell(path.p999_ns, 1000),
-            microseconds(path.producer_p50_ns),
+            p50,
+            p99,
+            p999,
+            measured(path.producer_p50_ns),
             path.ratio_to_irqfd.map_or_else(|| "-".into(), |ratio| format!("{ratio:.2}")),
             path.ratio_ci95.map_or_else(|| "-".into(), |[low, high]| format!("{low:.2} to {high:.2}")),
             format!("{:.0}", path.per_second),
@@ -90,10 +92,11 @@ pub fn stage_rows(paths: &[PathResult]) -> Vec<(&PathResult, &'static str, &Stag
     let mut rows = Vec::new();
     for path in paths {
         for (key, name) in super::STAGES {
-            let Some(stage) = path.stages.get(key) else { continue };
+            let Some(stage) = path.stages.get(key).filter(|stage| stage.count > 0) else { continue };
             rows.push((path, name, stage));
             if let (Some((main, _)), Some(uncorrected)) = (path.main_stage(), &path.uncorrected)
                 && main == name
+                && uncorrected.count > 0
             {
                 rows.push((path, "  not counting the wait", uncorrected));
             }
@@ -107,6 +110,9 @@ fn stages(paths: &[PathResult]) -> String {
     header.extend(COLUMNS.map(|(name, _)| name));
     header.push("max");
     let rows = stage_rows(paths);
+    if rows.is_empty() {
+        return String::new();
+    }
     let thin = rows.iter().any(|(_, _, stage)| COLUMNS.iter().any(|(_, beyond)| stage.is_thin(*beyond)));
     let uncorrected = paths.iter().any(|path| path.uncorrected.is_some());
     let row = |(path, name, stage): &(&PathResult, &str, &Stage)| {
@@ -206,10 +212,13 @@ mod tests {
         (results.interrupted, results.errors) = (true, vec!["polled: no AIO".into()]);
         results.paths[0].ledger.dropped = 3;
         results.paths[0].stages.clear();
+        results.paths[0].p50_ns = 0.0;
         let text = table(&results);
         line(&text, &["interrupted"]);
         line(&text, &["error: polled: no AIO"]);
         line(&text, &["irqfd", " -3 "]);
+        assert!(!text.contains("0.000"), "what was not measured is not zero: {text}");
+        assert!(!text.contains("stage, µs"), "there is none: {text}");
         results.paths.clear();
         line(&table(&results), &["one timestamp"]);
     }
