@@ -1,5 +1,6 @@
 """Reads what pollvisor-bench wrote, with HdrHistogram's own package: readers.py SCHEMA FOLDER."""
 import base64
+import datetime
 import json
 import pathlib
 import sys
@@ -27,6 +28,7 @@ for path in document["paths"]:
     expected.update({(name(path), key): stage for key, stage in stages.items() if stage})
 
 reader = HistogramLogReader(str(folder / "out.hlog"), HdrHistogram(1, 10_000_000_000, 3))
+began = datetime.datetime.fromisoformat(document["began"].replace("Z", "+00:00")).timestamp()
 seen = set()
 while histogram := reader.get_next_interval_histogram():
     key = tuple(histogram.get_tag().split(":"))
@@ -38,6 +40,7 @@ while histogram := reader.get_next_interval_histogram():
         value = histogram.get_value_at_percentile(percentile)
         # Both are exact to the histogram's three digits, and may round to either side of them.
         assert abs(value - stage[field]) <= 1 + stage[field] / 500, (key, percentile, value, stage[field])
+    assert abs(histogram.get_start_time_stamp() - began * 1000) < 1, histogram.get_start_time_stamp()
     length = histogram.get_end_time_stamp() - histogram.get_start_time_stamp()
     assert abs(length - document["seconds"] * 1000) < 2, length
     encoded = HdrHistogram.decode(stage["histogram"])
@@ -54,6 +57,6 @@ while histogram := reader.get_next_interval_histogram():
         assert least * 0.998 - 0.002 <= value <= most * 1.002 + 0.002, (key, share, value, least, most)
     assert rows[-1][1:] == [1.0, stage["count"]], (key, rows[-1])
 assert seen == set(expected), set(expected) - seen
-assert abs(reader.get_start_time_sec() - 1795276927) < 1, reader.get_start_time_sec()
+assert abs(reader.get_start_time_sec() - began) < 0.001, reader.get_start_time_sec()
 assert base64.b64decode(next(iter(expected.values()))["histogram"])[:4] == b"\x1c\x84\x93\x14", "the V2 deflate cookie"
 print(f"{len(seen)} histograms agree; the JSON is as its schema says")

@@ -3,9 +3,20 @@
 use super::Extra;
 use crate::model::Results;
 use pollvisor::error::{Error, Result};
+use serde::Serialize;
+use std::collections::BTreeMap;
 
 /// The number of the layout that is written, and the only one that is read.
 pub const FORMAT: u32 = 1;
+
+/// The properties in their order, and what a subcommand adds.
+#[derive(Serialize)]
+struct Document<'a> {
+    #[serde(flatten)]
+    results: &'a Results,
+    #[serde(flatten)]
+    extra: BTreeMap<&'a String, &'a serde_json::Value>,
+}
 
 /// The document.
 ///
@@ -13,14 +24,10 @@ pub const FORMAT: u32 = 1;
 /// When a figure is not a number: JSON has none for it.
 pub fn json(results: &Results, extra: &Extra) -> Result<String> {
     let failed = |e: serde_json::Error| Error::new(format!("writing JSON: {e}"));
-    let mut document = serde_json::to_value(results).map_err(failed)?;
-    if let Some(document) = document.as_object_mut() {
-        // What the results say themselves is not replaced.
-        let more = extra.json.iter().filter(|(key, _)| !document.contains_key(*key));
-        let more: Vec<_> = more.map(|(key, value)| (key.clone(), value.clone())).collect();
-        document.extend(more);
-    }
-    let text = serde_json::to_string_pretty(&document).map_err(failed)?;
+    // What the results say themselves is not replaced.
+    let own = serde_json::to_value(results).map_err(failed)?;
+    let extra = extra.json.iter().filter(|(key, _)| own.get(key).is_none()).collect();
+    let text = serde_json::to_string_pretty(&Document { results, extra }).map_err(failed)?;
     parse(&text).map_err(|e| e.context("a result that JSON cannot hold"))?;
     Ok(text + "\n")
 }
