@@ -120,6 +120,8 @@ impl Stages {
 /// One thread's figures since they were last taken.
 #[derive(Debug, Clone)]
 pub struct Figures {
+    /// The last events one by one, where somebody wants that. Figures that have it turn it on where they are recorded.
+    pub flight: Option<Flight>,
     /// All vectors together.
     pub stages: Stages,
     /// Each vector by itself, less precisely; empty where nobody wants that.
@@ -136,8 +138,6 @@ pub struct Figures {
     pub negative: u64,
     /// Events handed to the deferred worker.
     pub deferred: u64,
-    /// The last events one by one, where somebody wants that. Figures that have it turn it on where they are recorded.
-    pub flight: Option<Flight>,
 }
 
 const DIGITS: u8 = 3;
@@ -148,6 +148,7 @@ impl Figures {
     #[must_use]
     pub fn new(stages: &[Stage], vectors: usize, each: bool) -> Self {
         Self {
+            flight: None,
             stages: Stages::new(stages, DIGITS),
             vectors: (0..if each { vectors } else { 0 })
                 .map(|_| Stages::new(stages, VECTOR_DIGITS))
@@ -158,15 +159,7 @@ impl Figures {
             unstamped: 0,
             negative: 0,
             deferred: 0,
-            flight: None,
         }
-    }
-
-    /// These, with a flight recorder.
-    #[must_use]
-    pub fn with_flight(mut self) -> Self {
-        self.flight = Some(Flight::new());
-        self
     }
 
     /// Records one latency of one vector.
@@ -178,8 +171,20 @@ impl Figures {
         }
     }
 
+    /// These, with a flight recorder.
+    #[must_use]
+    pub fn with_flight(mut self) -> Self {
+        self.flight = Some(Flight::new());
+        self
+    }
+
     /// Adds another thread's figures, of the same vectors.
     pub fn add(&mut self, other: &Self) {
+        match (&mut self.flight, &other.flight) {
+            (Some(mine), Some(theirs)) => mine.add(theirs),
+            (None, Some(theirs)) => self.flight = Some(theirs.clone()),
+            _ => {}
+        }
         self.stages.add(&other.stages);
         for (mine, theirs) in self.vectors.iter_mut().zip(&other.vectors) {
             mine.add(theirs);
@@ -194,21 +199,16 @@ impl Figures {
         self.unstamped += other.unstamped;
         self.negative += other.negative;
         self.deferred += other.deferred;
-        match (&mut self.flight, &other.flight) {
-            (Some(mine), Some(theirs)) => mine.add(theirs),
-            (None, Some(theirs)) => self.flight = Some(theirs.clone()),
-            _ => {}
-        }
     }
 
     /// Back to nothing, without giving memory back.
     pub fn reset(&mut self) {
+        self.flight.iter_mut().for_each(Flight::clear);
         self.stages.reset();
         self.vectors.iter_mut().for_each(Stages::reset);
         self.ledger.fill(Outcome::default());
         self.latest.fill(0);
         (self.spurious, self.unstamped, self.negative, self.deferred) = (0, 0, 0, 0);
-        self.flight.iter_mut().for_each(Flight::clear);
     }
 
     /// What became of all vectors' signals.
@@ -295,22 +295,6 @@ impl Recorder {
         *self.figures
     }
 
-    /// One event into the flight recorder; out of the way of those who have none.
-    #[cold]
-    fn fly(&mut self, fired: &Fired, seen: u64, injected: u64, drained: Drained) {
-        let clock = self.clock;
-        if let Some(flight) = &mut self.figures.flight {
-            flight.push(flight::Event {
-                vector: u32::try_from(fired.id.slot()).unwrap_or(u32::MAX),
-                signal_ns: clock.ns(drained.stamp),
-                seen_ns: clock.ns(seen),
-                injected_ns: clock.ns(injected),
-                drained_ns: clock.ns(clock.now()),
-                signals: drained.signals,
-            });
-        }
-    }
-
     #[inline]
     fn note(&mut self, fired: &Fired, stamp: u64, seen: u64, injected: u64) {
         let vector = fired.id.slot();
@@ -327,6 +311,22 @@ impl Recorder {
             if let Some(latest) = figures.latest.get_mut(vector) {
                 *latest = accepted;
             }
+        }
+    }
+
+    /// One event into the flight recorder; out of the way of those who have none.
+    #[cold]
+    fn fly(&mut self, fired: &Fired, seen: u64, injected: u64, drained: Drained) {
+        let clock = self.clock;
+        if let Some(flight) = &mut self.figures.flight {
+            flight.push(flight::Event {
+                vector: u32::try_from(fired.id.slot()).unwrap_or(u32::MAX),
+                signal_ns: clock.ns(drained.stamp),
+                seen_ns: clock.ns(seen),
+                injected_ns: clock.ns(injected),
+                drained_ns: clock.ns(clock.now()),
+                signals: drained.signals,
+            });
         }
     }
 }
