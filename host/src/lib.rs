@@ -8,6 +8,7 @@ pub mod cli;
 pub mod clock;
 pub mod devices;
 pub mod error;
+pub mod flight;
 pub mod guest;
 pub mod interrupts;
 pub mod machine;

@@ -8,6 +8,7 @@
 //! Nobody interrupts the poller to read, and it neither allocates nor frees: buffers go round.
 
 use crate::clock::Clock;
+use crate::flight::{self, Flight};
 use crate::sys::fd::EventFd;
 use crossbeam_queue::ArrayQueue;
 use hdrhistogram::Histogram;
@@ -137,6 +138,8 @@ pub struct Sample {
 /// One thread's figures since they were last taken.
 #[derive(Debug, Clone)]
 pub struct Figures {
+    /// The last events one by one, where somebody wants that. Figures that have it turn it on where they are recorded.
+    pub flight: Option<Flight>,
     /// All vectors together.
     pub stages: Stages,
     /// Each vector by itself, less precisely; empty where nobody wants that.
@@ -172,6 +175,7 @@ impl Figures {
     #[must_use]
     pub fn new(stages: &[Stage], vectors: usize, each: bool) -> Self {
         Self {
+            flight: None,
             stages: Stages::new(stages, DIGITS),
             vectors: (0..if each { vectors } else { 0 })
                 .map(|_| Stages::new(stages, VECTOR_DIGITS))
@@ -214,8 +218,20 @@ impl Figures {
         }
     }
 
+    /// These, with a flight recorder.
+    #[must_use]
+    pub fn with_flight(mut self) -> Self {
+        self.flight = Some(Flight::new());
+        self
+    }
+
     /// Adds another thread's figures, of the same vectors.
     pub fn add(&mut self, other: &Self) {
+        match (&mut self.flight, &other.flight) {
+            (Some(mine), Some(theirs)) => mine.add(theirs),
+            (None, Some(theirs)) => self.flight = Some(theirs.clone()),
+            _ => {}
+        }
         self.stages.add(&other.stages);
         for (mine, theirs) in self.vectors.iter_mut().zip(&other.vectors) {
             mine.add(theirs);
@@ -243,6 +259,7 @@ impl Figures {
 
     /// Back to nothing, without giving memory back.
     pub fn reset(&mut self) {
+        self.flight.iter_mut().for_each(Flight::clear);
         self.stages.reset();
         self.vectors.iter_mut().for_each(Stages::reset);
         self.ledger.fill(Outcome::default());
@@ -374,6 +391,22 @@ impl Recorder {
             }
         }
     }
+
+    /// One event into the flight recorder; out of the way of those who have none.
+    #[cold]
+    fn fly(&mut self, fired: &Fired, seen: u64, injected: u64, drained: Drained) {
+        let clock = self.clock;
+        if let Some(flight) = &mut self.figures.flight {
+            flight.push(flight::Event {
+                vector: u32::try_from(fired.id.slot()).unwrap_or(u32::MAX),
+                signal_ns: clock.ns(drained.stamp),
+                seen_ns: clock.ns(seen),
+                injected_ns: clock.ns(injected),
+                drained_ns: clock.ns(clock.now()),
+                signals: drained.signals,
+            });
+        }
+    }
 }
 
 impl Observer for Recorder {
@@ -385,6 +418,9 @@ impl Observer for Recorder {
     #[inline]
     fn delivered(&mut self, fired: &Fired, seen: u64, injected: u64, drained: Drained, outcome: Outcome) {
         self.last_idle = 0;
+        if self.figures.flight.is_some() {
+            self.fly(fired, seen, injected, drained);
+        }
         if drained.signals == 0 {
             self.figures.spurious += 1;
             return;
@@ -416,5 +452,51 @@ impl Observer for Recorder {
     #[cold]
     fn hung_up(&mut self, _: &Fired) {
         self.wake_shutdown.signal(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pollvisor_core::ids::{Generation, SourceId};
+
+    fn deliver(recorder: &mut Recorder, signals: u64) {
+        let fired = Fired { id: SourceId { index: 3, generation: Generation(0) }, token: 0, hang_up: false };
+        let outcome = Outcome { delivered: signals.min(1), ..Outcome::default() };
+        recorder.delivered(&fired, 2000, 3500, Drained { signals, stamp: 1000 }, outcome);
+    }
+
+    fn swap(recorder: &mut Recorder, empty: Figures) -> Box<Figures> {
+        let exchange = recorder.exchange().clone();
+        assert!(exchange.ask(Box::new(empty)));
+        recorder.turn();
+        exchange.take().expect("an answer")
+    }
+
+    #[test]
+    fn the_flight_recorder_comes_and_goes_with_the_figures() {
+        let wake = || Arc::new(EventFd::new().expect("an eventfd"));
+        let clock = Clock::from_khz(1_000_000);
+        let figures = || Figures::new(&Stage::ALL, 4, false);
+        let mut recorder = Recorder::new(clock, figures(), wake(), wake());
+        deliver(&mut recorder, 1);
+        assert!(swap(&mut recorder, figures().with_flight()).flight.is_none());
+        deliver(&mut recorder, 2);
+        deliver(&mut recorder, 0);
+        let mut full = swap(&mut recorder, figures());
+        let events: Vec<_> = full.flight.as_ref().expect("it was on").events().copied().collect();
+        assert_eq!(events.iter().map(|event| event.signals).collect::<Vec<_>>(), [2, 0]);
+        let flight::Event { vector, signal_ns, seen_ns, injected_ns, drained_ns, .. } = events[0];
+        // A conversion may be a nanosecond short.
+        let near = |ns: u64, expected: u64| ns == expected || ns + 1 == expected;
+        assert!(vector == 3 && near(signal_ns, 1000) && near(seen_ns, 2000) && near(injected_ns, 3500));
+        assert!(drained_ns > injected_ns, "the host runs for longer than that");
+        deliver(&mut recorder, 1);
+        assert!(recorder.finish().flight.is_none());
+        let mut sum = figures();
+        sum.add(&full);
+        assert_eq!(sum.flight.as_ref().map(|flight| flight.events().count()), Some(2));
+        full.reset();
+        assert_eq!(full.flight.as_ref().map(|flight| flight.events().count()), Some(0));
     }
 }

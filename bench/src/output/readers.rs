@@ -1,0 +1,139 @@
+//! The outputs as others read them: HdrHistogram's own log processor and its Python package, PyPI's jsonschema, Chromium.
+//!
+//! `bench/tests/readers.sh` sets those up, and says where by the environment: `READERS_JAR`, `READERS_PYTHON`,
+//! `READERS_CHROMIUM`.
+//! `READERS_KEEP` names a folder to leave the page and the log in, for looking at.
+
+use super::{OutputArgs, Outputs, hgrm, hlog, html, json, keys, sample};
+use std::path::Path;
+use std::process::Command;
+
+/// The program that the environment names; with none set, says that the test is skipped.
+fn program(variable: &str) -> Option<String> {
+    let named = std::env::var(variable).ok().filter(|name| !name.is_empty());
+    if named.is_none() {
+        eprintln!("SKIPPED: {variable} is not set; bench/tests/readers.sh sets it");
+    }
+    named
+}
+
+fn run(command: &mut Command) -> (String, String) {
+    let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    let [out, err] = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text).into_owned());
+    assert!(output.status.success(), "{command:?}: {}\n{out}\n{err}", output.status);
+    (out, err)
+}
+
+#[test]
+fn python_reads_the_log_the_distributions_and_the_json() {
+    let Some(python) = program("READERS_PYTHON") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let results = sample::results();
+    let args = OutputArgs {
+        html: Some(folder.path().join("out.html")),
+        hlog: Some(folder.path().join("out.hlog")),
+        hgrm: Some(folder.path().join("hgrm")),
+        ..OutputArgs::default()
+    };
+    assert!(!Outputs::open(&args).unwrap().finish_to(&results, &sample::extra(), &mut Vec::new()).unwrap());
+    std::fs::write(folder.path().join("out.json"), json::json(&results, &sample::extra()).unwrap()).unwrap();
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (out, _) = run(Command::new(python)
+        .arg(here.join("tests/readers.py"))
+        .arg(here.join("schema.json"))
+        .arg(folder.path()));
+    if let Some(keep) = std::env::var_os("READERS_KEEP") {
+        for name in ["out.html", "out.hlog"] {
+            std::fs::copy(folder.path().join(name), Path::new(&keep).join(name)).unwrap();
+        }
+    }
+    let expected: usize = results.paths.iter().map(|path| path.distributions().len()).sum();
+    assert!(out.contains(&format!("{expected} histograms agree")), "{out}");
+    eprint!("{out}");
+}
+
+#[test]
+fn hdrhistograms_own_processor_reads_the_log_as_the_distributions_have_it() {
+    let Some(jar) = program("READERS_JAR") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let results = sample::results();
+    let log = folder.path().join("out.hlog");
+    std::fs::write(&log, hlog::hlog(&results).unwrap()).unwrap();
+    let process = |args: &[&str]| {
+        let java = ["-cp", &jar, "org.HdrHistogram.HistogramLogProcessor", "-i"];
+        run(Command::new("java").args(java).arg(&log).args(args)).0
+    };
+    let tags = process(&["-listtags"]);
+    let expected: usize = results.paths.iter().map(|path| path.distributions().len()).sum();
+    assert_eq!(
+        tags.lines().filter(|line| line.contains(':') && !line.contains(' ')).count(),
+        expected,
+        "{tags}"
+    );
+    for (path, key) in results.paths.iter().zip(keys(&results)).take(2) {
+        for (stage, figures) in path.distributions() {
+            let theirs = process(&["-tag", &format!("{key}:{stage}"), "-outputValueUnitRatio", "1000"]);
+            let theirs: Vec<_> = theirs.lines().filter(|line| !line.starts_with("#[StartTime")).collect();
+            let ours = hgrm::text(&figures.decode().unwrap());
+            let ours: Vec<_> = ours.lines().collect();
+            assert_eq!(theirs.len(), ours.len(), "{key}:{stage}");
+            // Where a percentile falls on a sample exactly, rounding may take the next one.
+            let differ: Vec<_> = theirs.iter().zip(&ours).filter(|(theirs, ours)| theirs != ours).collect();
+            assert!(differ.len() <= 2, "{key}:{stage}: {differ:#?}");
+        }
+    }
+}
+
+/// What the browser is asked: appended to the page, for the page itself has no script.
+const PROBE: &str = "<script>
+document.querySelectorAll('details').forEach(folded => folded.open = true);
+const boxes = [...document.querySelectorAll('svg')].map(s => s.getBoundingClientRect());
+const ink = getComputedStyle(document.body);
+const line = document.querySelector('path.line');
+document.body.setAttribute('data-probe', JSON.stringify({
+  svgs: boxes.length, sized: boxes.filter(b => b.width > 100 && b.height > 10).length,
+  dark: matchMedia('(prefers-color-scheme: dark)').matches, background: ink.backgroundColor, ink: ink.color,
+  line: getComputedStyle(line).stroke, wide: document.documentElement.scrollWidth <= innerWidth,
+  cut: [...document.querySelectorAll('svg text')].filter(t => { const b = t.getBBox(), v = t.ownerSVGElement.viewBox.baseVal;
+    return b.x < 0 || b.y < 0 || b.x + b.width > v.width || b.y + b.height > v.height; }).length,
+  fetched: performance.getEntriesByType('resource').length}).replaceAll('\"', \"'\"));
+</script>";
+
+#[test]
+fn chromium_draws_the_page_in_both_colour_schemes() {
+    let Some(chromium) = program("READERS_CHROMIUM") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("page.html");
+    let page = html::html(&sample::results(), &sample::extra());
+    std::fs::write(&file, page.replace("</body>", &format!("{PROBE}</body>"))).unwrap();
+    let mut seen = Vec::new();
+    // Blink's numbers: 0 is dark, 1 is light.
+    for (scheme, dark) in [(1, false), (0, true)] {
+        let (dom, log) = run(Command::new(&chromium)
+            .args([
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--enable-logging=stderr",
+                "--window-size=1200,900",
+            ])
+            .arg(format!("--user-data-dir={}", folder.path().join("profile").display()))
+            .arg(format!("--blink-settings=preferredColorScheme={scheme}"))
+            .arg("--dump-dom")
+            .arg(format!("file://{}", file.display())));
+        let console: Vec<_> = log.lines().filter(|line| line.contains(":CONSOLE")).collect();
+        assert!(console.is_empty(), "{console:?}");
+        let probe = dom.split_once("data-probe=\"").expect("the probe ran").1.split_once('"').unwrap().0;
+        let probe: serde_json::Value = serde_json::from_str(&probe.replace('\'', "\"")).unwrap();
+        assert_eq!(probe["dark"], dark, "{probe}");
+        let drawn = page.matches("<svg").count();
+        assert_eq!(probe["svgs"], drawn, "{probe}");
+        assert_eq!(probe["sized"], drawn, "{probe}");
+        // Nothing wider than the window, no text cut off at a drawing's edge, nothing loaded.
+        assert!(probe["wide"] == true && probe["cut"] == 0 && probe["fetched"] == 0, "{probe}");
+        seen.push((probe["background"].to_string(), probe["ink"].to_string(), probe["line"].to_string()));
+    }
+    let [light, dark] = &seen[..] else { unreachable!("two schemes") };
+    assert!(light.0 != dark.0 && light.1 != dark.1 && light.2 != dark.2, "{seen:?}");
+    eprintln!("light and dark: {seen:?}");
+}
