@@ -2,6 +2,7 @@
 
 use crate::measure::float;
 use crate::model::{Overhead, PathResult, Results};
+use crate::output::{self, Extra, Outputs};
 use crate::{overhead, table};
 use pollvisor::clock::Clock;
 use pollvisor::error::{Error, Result};
@@ -21,9 +22,9 @@ pub const HIT: u8 = 2;
 /// The flags of every result.
 #[derive(Debug, Clone, clap::Args)]
 pub struct OutputArgs {
-    /// Print the result as JSON
-    #[arg(long)]
-    pub json: bool,
+    /// What is made of the results.
+    #[command(flatten)]
+    pub files: output::OutputArgs,
     /// No progress line
     #[arg(short, long)]
     pub quiet: bool,
@@ -89,17 +90,14 @@ pub struct Findings {
     pub growth: Vec<Growth>,
 }
 
-/// The JSON document: the model's results, and what this run made of them.
-#[derive(Debug, Serialize)]
+/// The model's results, and what this run made of them.
+#[derive(Debug)]
 pub struct Report {
     /// What was found.
-    #[serde(flatten)]
     pub results: Results,
     /// What was asked of it.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub goals: Vec<Goal>,
     /// How it grows.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub growth: Vec<Growth>,
 }
 
@@ -114,6 +112,7 @@ pub struct Bench {
     began: SystemTime,
     started: Instant,
     output: OutputArgs,
+    outputs: Outputs,
 }
 
 impl Bench {
@@ -122,10 +121,15 @@ impl Bench {
     /// # Errors
     /// Without an invariant TSC.
     pub fn begin(output: &OutputArgs) -> Result<Self> {
+        // What cannot be written, or not be compared, is known before anything is measured.
+        let outputs = Outputs::open(&output.files)?;
+        let clock = Clock::calibrate()?;
+        outputs.check_machine(&value(machine(clock))?)?;
         Ok(Self {
+            outputs,
             interrupted: interrupts()?,
             cpus: available(),
-            clock: Clock::calibrate()?,
+            clock,
             began: SystemTime::now(),
             started: Instant::now(),
             output: output.clone(),
@@ -146,7 +150,7 @@ impl Bench {
 
     /// The line that says how far it is; nothing with `--quiet` or `--json`.
     pub fn progress(&self, line: &str) {
-        if !self.output.quiet && !self.output.json {
+        if !self.output.quiet && !self.output.files.json {
             eprint!("\r{line:<70}");
         }
     }
@@ -165,11 +169,13 @@ impl Bench {
         let hit = findings.paths.iter().any(|path| {
             path.stages.get("signal_to_accepted").is_some_and(|stage| stage.max_ns > self.threshold())
         });
-        let machine = self.machine(&mut findings.warnings);
+        let mut machine = machine(self.clock);
+        findings.warnings.sort_unstable();
+        findings.warnings.dedup();
+        machine.warnings.append(&mut findings.warnings);
         let line = machine.line();
         let warnings = machine.warnings.clone();
-        let machine =
-            serde_json::to_value(machine).map_err(|e| Error::new(format!("writing the machine: {e}")))?;
+        let machine = value(machine)?;
         let results = Results {
             format: 1,
             command: std::env::args().collect::<Vec<_>>().join(" "),
@@ -182,32 +188,42 @@ impl Bench {
             errors: findings.errors,
         };
         let report = Report { results, goals: findings.goals, growth: findings.growth };
-        if self.output.json {
-            let json = serde_json::to_string_pretty(&report)
-                .map_err(|e| Error::new(format!("writing JSON: {e}")))?;
-            println!("{json}");
-        } else {
-            table::print(&report, table);
-            println!("{line}");
-            warnings.iter().for_each(|warning| println!("note: {warning}"));
-        }
+        let mut text = format!("{line}\n");
+        warnings.iter().for_each(|warning| text.push_str(&format!("note: {warning}\n")));
+        let threshold = self.threshold();
+        let extra = Extra { json: more(&report)?, text, table: Some(table::text(&report, table)) };
+        let worse = self.outputs.finish(&report.results, &extra)?;
         if hit {
-            eprintln!("pollvisor-bench: a latency was beyond {} ns", self.threshold());
+            eprintln!("pollvisor-bench: a latency was beyond {threshold} ns");
             return Ok(ExitCode::from(HIT));
         }
-        Ok(ExitCode::from(if report.results.errors.is_empty() { 0 } else { FAILED }))
+        Ok(ExitCode::from(if report.results.errors.is_empty() && !worse { 0 } else { FAILED }))
     }
+}
 
-    fn machine(&self, warnings: &mut Vec<String>) -> Machine {
-        let mut machine = Machine::this(self.clock);
-        (machine.delivery, machine.source) = ("every path".into(), "every source".into());
-        machine.idle = "none".into();
-        machine.pinned = true;
-        warnings.sort_unstable();
-        warnings.dedup();
-        machine.warnings.append(warnings);
-        machine
+/// The machine that figures are made on.
+fn machine(clock: Clock) -> Machine {
+    let mut machine = Machine::this(clock);
+    (machine.delivery, machine.source) = ("every path".into(), "every source".into());
+    machine.idle = "none".into();
+    machine.pinned = true;
+    machine
+}
+
+fn value(of: impl Serialize) -> Result<serde_json::Value> {
+    serde_json::to_value(of).map_err(|e| Error::new(format!("writing JSON: {e}")))
+}
+
+/// What the JSON document has beside the results.
+fn more(report: &Report) -> Result<serde_json::Map<String, serde_json::Value>> {
+    let mut more = serde_json::Map::new();
+    if !report.goals.is_empty() {
+        more.insert("goals".into(), value(&report.goals)?);
     }
+    if !report.growth.is_empty() {
+        more.insert("growth".into(), value(&report.growth)?);
+    }
+    Ok(more)
 }
 
 /// What measuring costs.

@@ -7,10 +7,8 @@ mod costs;
 mod drive;
 mod latency;
 mod measure;
-#[allow(dead_code, reason = "reading results back is for who compares them")]
 mod model;
 mod noise;
-#[allow(dead_code, reason = "wired in the next commit")]
 mod output;
 mod overhead;
 mod paths;

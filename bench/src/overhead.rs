@@ -43,7 +43,7 @@ pub fn measure(clock: Clock) -> Overhead {
 /// Without an invariant TSC.
 pub fn run(args: &OverheadArgs) -> Result<ExitCode> {
     let bench = Bench::begin(&args.output)?;
-    if !args.output.json {
+    if !args.output.files.json {
         let overhead = measure(bench.clock);
         println!("{}; an empty loop's turn {:.2} ns", cost_line(&overhead), overhead.empty_loop_ns);
     }

@@ -157,15 +157,19 @@ pub fn stages(paths: &[PathResult]) -> Table {
     right(table)
 }
 
-/// Prints a report.
-pub fn print(report: &Report, table: fn(&[PathResult]) -> Table) {
-    let results = &report.results;
+/// Everything that stands around a subcommand's table.
+pub fn text(report: &Report, table: fn(&[PathResult]) -> Table) -> String {
+    let (results, mut text) = (&report.results, String::new());
+    let mut line = |line: String| {
+        text.push_str(&line);
+        text.push('\n');
+    };
     if !results.paths.is_empty() {
-        println!("signal → accepted by the in-kernel LAPIC, no vCPU running\n{}", table(&results.paths));
+        line(format!("signal → accepted by the in-kernel LAPIC, no vCPU running\n{}", table(&results.paths)));
     }
     for growth in &report.growth {
         let (path, with) = (&growth.path, growth.with);
-        println!("{path}: p50 grows as {with}^{:.3}, {:.2} times in all", growth.exponent, growth.ratio);
+        line(format!("{path}: p50 grows as {with}^{:.3}, {:.2} times in all", growth.exponent, growth.ratio));
     }
     for goal in &report.goals {
         let mark = if goal.met { "met    " } else { "NOT MET" };
@@ -173,12 +177,13 @@ pub fn print(report: &Report, table: fn(&[PathResult]) -> Table) {
             (Some(most), _) => (most, "at most"),
             (None, least) => (least.unwrap_or(0.0), "at least"),
         };
-        println!("{mark} {}: {:.3}, {bound} {most:.3}", goal.goal, goal.measured);
+        line(format!("{mark} {}: {:.3}, {bound} {most:.3}", goal.goal, goal.measured));
     }
-    results.errors.iter().for_each(|error| println!("not measured: {error}"));
+    results.errors.iter().for_each(|error| line(format!("not measured: {error}")));
     let steal: u64 = results.paths.iter().filter_map(|path| path.steal_ns).sum();
     if steal > 0 {
-        println!("the hypervisor took {:.0} ms of CPU time meanwhile", float(steal) / 1e6);
+        line(format!("the hypervisor took {:.0} ms of CPU time meanwhile", float(steal) / 1e6));
     }
-    println!("{}", cost_line(&results.overhead));
+    line(cost_line(&results.overhead));
+    text
 }

@@ -105,5 +105,5 @@ pub fn extra() -> Extra {
         "growth": [{"path": "irqfd", "with": "vectors", "exponent": 0.06, "ratio": 1.3}],
     });
     let text = "met     polled eventfd / irqfd, 8 vectors: 1.600, at most 2.000\n".into();
-    Extra { json: json.as_object().cloned().unwrap_or_default(), text }
+    Extra { json: json.as_object().cloned().unwrap_or_default(), text, table: None }
 }
