@@ -2,6 +2,7 @@
 #![deny(unsafe_code)]
 
 pub mod assign;
+pub mod boot;
 pub mod bus;
 pub mod chips;
 pub mod cli;
@@ -10,6 +11,7 @@ pub mod devices;
 pub mod error;
 pub mod guest;
 pub mod interrupts;
+pub mod legacy;
 pub mod machine;
 pub mod pci;
 pub mod pin;

@@ -99,12 +99,27 @@ impl Vm {
         &self.fd
     }
 
+    /// What KVM can do.
+    #[must_use]
+    pub fn kvm(&self) -> &Kvm {
+        &self.kvm
+    }
+
+    /// A vCPU as after a reset: all but the first wait for INIT and SIPI.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn create_bare_vcpu(&self, id: VcpuId, cpuid: &[kb::kvm_cpuid_entry2]) -> Result<VcpuFd> {
+        let vcpu = self.fd.create_vcpu(id).map_err(|e| e.context(format!("vCPU {}", id.0)))?;
+        vcpu.set_cpuid(cpuid)?;
+        Ok(vcpu)
+    }
+
     /// A vCPU whose LAPIC is in x2APIC mode, switched on, and accepts interrupts; its registers are KVM's defaults.
     ///
     /// # Errors
     /// The kernel's.
     pub fn create_vcpu(&self, id: VcpuId) -> Result<VcpuFd> {
-        let vcpu = self.fd.create_vcpu(id).map_err(|e| e.context(format!("vCPU {}", id.0)))?;
         let mut cpuid = self.kvm.supported_cpuid()?;
         for entry in &mut cpuid {
             match entry.function {
@@ -116,7 +131,7 @@ impl Vm {
                 _ => {}
             }
         }
-        vcpu.set_cpuid(&cpuid)?;
+        let vcpu = self.create_bare_vcpu(id, &cpuid)?;
         if self.irqchip != Irqchip::None {
             let mut sregs = vcpu.sregs()?;
             sregs.apic_base |= APIC_ENABLED | APIC_X2APIC;

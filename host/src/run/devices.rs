@@ -132,7 +132,7 @@ fn check(args: &RunArgs) -> Result<()> {
 }
 
 /// As many vectors as a device can have, its line included.
-fn budget(host: &Host, device: &DeviceArg) -> usize {
+pub(super) fn budget(host: &Host, device: &DeviceArg) -> usize {
     let DeviceAddress::Pci(address) = device.address else { return UNKNOWN + 1 };
     let listed = devices::list(host).unwrap_or_default();
     let found = listed.iter().find(|listed| listed.address == address);
