@@ -253,3 +253,19 @@ fn panic_device(aml: &mut Vec<u8>) {
     )
     .to_aml_bytes(aml);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_fadt_says_where_to_switch_off_and_reset() {
+        let fadt = fadt(0x1234);
+        // ACPI 6.5, table 5.9: offsets of the reset register, its value, and the sleep registers.
+
+        assert_eq!(fadt[116..129], [1, 8, 0, 1, 2, 6, 0, 0, 0, 0, 0, 0, 1]);
+        assert_eq!(fadt[244..256], [1, 8, 0, 1, 0, 6, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(fadt[256..268], [1, 8, 0, 1, 1, 6, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(fadt.iter().fold(0, |sum: u8, byte| sum.wrapping_add(*byte)), 0);
+    }
+}

@@ -15,7 +15,6 @@ use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryMmap};
 
 const RAM: u32 = 1;
 const RESERVED: u32 = 2;
-const ACPI_DATA: u32 = 3;
 const PAGE: u64 = 4096;
 /// Module list and memory map of PVH, behind its start info.
 const MODULES: u64 = START_INFO + 0x100;
@@ -174,7 +173,7 @@ fn place(memory: &GuestMemoryMmap, file: &mut File, from: u64, top: u64) -> Resu
 fn map(memory: &GuestMemoryMmap) -> Vec<(u64, u64, u32)> {
     let mut map = vec![
         (0, LOW_END, RAM),
-        (ACPI.start, ACPI.end - ACPI.start, ACPI_DATA),
+        (ACPI.start, HIGH - ACPI.start, RESERVED),
         (HIGH, below_hole(memory) - HIGH, RAM),
         (ECAM_BASE, crate::pci::ECAM_SIZE, RESERVED),
     ];

@@ -3,7 +3,7 @@
 use super::Assembly;
 use crate::boot::cpuid::{self, Cpus, MAX_VCPUS};
 use crate::boot::load::{Boot, load};
-use crate::boot::{acpi, cpu};
+use crate::boot::{acpi, cpu, put_firmware};
 use crate::clock::Clock;
 use crate::devices::Host;
 use crate::error::{Error, Result};
@@ -79,6 +79,7 @@ impl GuestSession {
         if !(1..=MAX_VCPUS).contains(&count) {
             return Err(Error::new(format!("--cpus boot={count}: 1 to {MAX_VCPUS} vCPUs")));
         }
+        put_firmware(&memory)?;
         let entry = load(&memory, &config.boot, acpi::write(&memory, count)?)?;
         let mut assembly = Assembly::new(&config.vm, memory.clone(), (host, clock), config.slots, true)?;
         let platform = assembly.platform()?;
