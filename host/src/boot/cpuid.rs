@@ -15,6 +15,8 @@ pub struct Cpus {
     pub tsc_deadline: bool,
     /// Whether vCPUs are never preempted for long (`KVM_HINTS_REALTIME`).
     pub dedicated: bool,
+    /// Leaf 5, where MWAIT stays in the guest: EAX, EBX, ECX, EDX.
+    pub mwait: Option<[u32; 4]>,
 }
 
 const SMT: u32 = 1;
@@ -37,8 +39,10 @@ pub fn leaves(supported: &[Leaf], id: u32, cpus: Cpus) -> Vec<Leaf> {
                 const X2APIC_HYPERVISOR: u32 = 1 << 21 | 1 << 31;
                 leaf.ebx = leaf.ebx & 0xffff | count << 16 | id << 24;
                 leaf.ecx = put(leaf.ecx, 1 << 24, cpus.tsc_deadline) | X2APIC_HYPERVISOR;
+                leaf.ecx = put(leaf.ecx, 1 << 3, cpus.mwait.is_some());
                 leaf.edx = put(leaf.edx, 1 << 28, count > 1);
             }
+            5 => [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx] = cpus.mwait.unwrap_or_default(),
             // A cache's level is in 7:5, who shares it in 25:14, a package's cores in 31:26 (Intel).
             4 | 0x8000_001d if leaf.eax & 0x1f != 0 => {
                 let shared = if leaf.eax >> 5 & 7 >= 3 { count - 1 } else { 0 };
@@ -95,7 +99,7 @@ mod tests {
             leaf(0x8000_0008, 0x3030, 0, 0x501f, 0),
             leaf(0x8000_001e, 0x17, 0x10b, 0x102, 0),
         ];
-        let cpus = Cpus { count: 3, tsc_deadline: true, dedicated: false };
+        let cpus = Cpus { count: 3, tsc_deadline: true, dedicated: false, mwait: None };
         let leaves = leaves(&host, 2, cpus);
         let find = |function, index| {
             *leaves.iter().find(|l| l.function == function && l.index == index).expect("there")
@@ -114,10 +118,14 @@ mod tests {
 
     #[test]
     fn one_cpu_has_no_id_bits() {
-        let cpus = Cpus { count: 1, tsc_deadline: false, dedicated: true };
-        let leaves =
-            leaves(&[leaf(1, 0, 0xff00_0000, 1 << 24, 1 << 28), leaf(0x4000_0001, 0, 0, 0, 0)], 0, cpus);
+        let cpus = Cpus { count: 1, tsc_deadline: false, dedicated: true, mwait: Some([1, 2, 3, 4]) };
+        let leaves = leaves(
+            &[leaf(1, 0, 0xff00_0000, 1 << 24, 1 << 28), leaf(0x4000_0001, 0, 0, 0, 0), leaf(5, 9, 9, 9, 9)],
+            0,
+            cpus,
+        );
         assert_eq!((leaves[0].ebx, leaves[0].ecx & 1 << 24, leaves[0].edx), (1 << 16, 0, 0));
+        assert_eq!((leaves[0].ecx & 1 << 3, leaves[2].edx), (1 << 3, 4));
         assert_eq!(leaves[1].edx, 1);
         let core = leaves.iter().find(|l| l.function == 0xb && l.index == 1).expect("there");
         assert_eq!((core.eax, core.ebx), (0, 1));

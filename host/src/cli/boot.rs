@@ -3,7 +3,7 @@
 use super::grammar::{duration, options, switch};
 use crate::error::Error;
 use crate::legacy::Console;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -38,6 +38,30 @@ pub struct BootArgs {
     /// How long a guest may take to shut down after SIGTERM [default: 10s]
     #[arg(long, value_parser = duration, value_name = "TIME")]
     pub grace: Option<Duration>,
+    /// Everything below at once, and each vCPU on a CPU of its own, memory locked, device interrupts on the poller's CPU
+    #[arg(long, value_enum)]
+    pub profile: Option<Profile>,
+    /// Keep HLT, MWAIT and PAUSE in the guest: its CPUs are its own
+    #[arg(
+        long,
+        value_parser = overcommit,
+        value_name = "cpu-pm=on",
+        help = "Keep HLT, MWAIT and PAUSE in the guest, which has its CPUs for itself then: cpu-pm=on|off"
+    )]
+    pub overcommit: Option<bool>,
+    /// Keep the host's CPUs out of deep sleep (/dev/cpu_dma_latency): on or off
+    #[arg(long, value_parser = on_off, value_name = "on|off")]
+    pub cpu_dma_latency: Option<bool>,
+    /// SCHED_FIFO for the vCPUs: on or off [default: on isolated CPUs]
+    #[arg(long, value_parser = on_off, value_name = "on|off")]
+    pub vcpu_fifo: Option<bool>,
+}
+
+/// `--profile`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Profile {
+    /// --overcommit cpu-pm=on, --cpu-dma-latency on, --halt-poll 1000000, --memory mlock=on, affinity, irq_cpus
+    LowLatency,
 }
 
 /// `--memory`.
@@ -75,6 +99,10 @@ impl BootArgs {
             ("--memory", self.memory.is_some()),
             ("--serial", self.serial.is_some()),
             ("--grace", self.grace.is_some()),
+            ("--profile", self.profile.is_some()),
+            ("--overcommit", self.overcommit.is_some()),
+            ("--cpu-dma-latency", self.cpu_dma_latency.is_some()),
+            ("--vcpu-fifo", self.vcpu_fifo.is_some()),
         ];
         match given.iter().find(|(_, given)| *given) {
             None => Ok(()),
@@ -136,6 +164,17 @@ fn bytes(key: &str, text: &str) -> Result<u64, String> {
     };
     let value: u64 = value.parse().map_err(|_| wrong())?;
     value.checked_mul(1 << shift).ok_or_else(wrong)
+}
+
+fn overcommit(text: &str) -> Result<bool, String> {
+    let [("cpu-pm", value)] = options(text)?[..] else {
+        return Err(format!("`{text}` is not cpu-pm=on|off"));
+    };
+    switch("cpu-pm", value)
+}
+
+fn on_off(text: &str) -> Result<bool, String> {
+    switch("it", text).map_err(|_| format!("`{text}`: on or off"))
 }
 
 fn console(text: &str) -> Result<Console, String> {

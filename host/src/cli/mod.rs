@@ -5,7 +5,7 @@ mod device;
 mod grammar;
 
 pub use crate::devices::DeviceAddress;
-pub use boot::{BootArgs, MemoryArg};
+pub use boot::{BootArgs, MemoryArg, Profile};
 pub use device::DeviceArg;
 
 use crate::pci::Bdf;

@@ -7,6 +7,7 @@
 
 use super::guest_report::GuestReport;
 use super::place::{self, Places};
+use super::tuning::Tuning;
 use super::{devices::budget, name};
 use crate::assign::{Assigned, Via};
 use crate::boot::load::Boot;
@@ -20,7 +21,7 @@ use crate::machine::Machine;
 use crate::pin::Placement;
 use crate::session::{GuestSession, GuestSessionConfig};
 use crate::source::Backend;
-use crate::vm::{Idle, VmConfig};
+use crate::vm::VmConfig;
 use pollvisor_core::route::Irqchip;
 use signal_hook::iterator::{Handle, Signals};
 use std::sync::Arc;
@@ -66,23 +67,29 @@ pub(super) fn run(args: &RunArgs) -> Result<u8> {
     let ending = Arc::new(Ending::default());
     let _signals = Listener::start(&ending)?;
     let clock = Clock::calibrate()?;
-    let places = places(args)?;
+    let mut places = place::place(args)?;
+    let tuning = Tuning::new(args, args.boot.memory.unwrap_or(MemoryArg::of(MEMORY)), &places)?;
+    settle(&mut places, args, tuning.pin)?;
     let mut machine = Machine::this(clock);
-    let memory_arg = args.boot.memory.unwrap_or(MemoryArg::of(MEMORY));
-    let memory = Arc::new(memory::allocate(&memory_arg)?);
+    let memory = Arc::new(memory::allocate(&tuning.memory)?);
     let host = Host::default();
-    let config = config(args, &places, &host)?;
+    let config = config(args, &places, &host, &tuning)?;
     let mut session = GuestSession::new(&config, memory, host, clock, &ending)?;
     let mut attached = Vec::new();
     for device in &args.device {
-        attached.push(attach(&session, device, args)?);
+        let device = tuning.device(device, delivery(args, device), &places);
+        attached.push(attach(&session, &device, args)?);
     }
     (machine.idle, machine.source) = ("linux".into(), "vfio".into());
     machine.delivery = name(args.delivery);
-    machine.locked = memory_arg.mlock;
+    machine.locked = tuning.memory.mlock;
     let began = Instant::now();
     session.run()?;
+    machine.warnings.extend_from_slice(&tuning.lacking);
     machine.warnings.extend_from_slice(session.warnings());
+    if args.boot.profile.is_some() {
+        machine.warnings.iter().for_each(|lacking| eprintln!("pollvisor: {lacking}"));
+    }
 
     let mut total = session.empty_figures();
     let (how, failed) = watch(&mut session, &ending, args.boot.grace.unwrap_or(GRACE), |session| {
@@ -154,19 +161,20 @@ fn console(args: &RunArgs) -> Console {
     args.boot.serial.clone().unwrap_or(Console::Tty)
 }
 
-/// Places the threads. A vCPU that nobody placed is pinned only to keep it off a poller's CPU.
-fn places(args: &RunArgs) -> Result<Places> {
-    let mut places = place::place(args)?;
-    if by_poller(args, DeliveryArg::Polled) {
+/// Places this thread, and so those it makes. A vCPU that nobody placed is pinned only to keep it off a poller's CPU, or
+/// when `pin`.
+fn settle(places: &mut Places, args: &RunArgs, pin: bool) -> Result<()> {
+    places.vcpus.iter_mut().for_each(|vcpu| vcpu.fifo = args.boot.vcpu_fifo);
+    if pin || by_poller(args, DeliveryArg::Polled) {
         let house = Placement { cpu: places.housekeeping, fifo: Some(false) };
         house.apply("housekeeping")?;
-    } else {
-        let given = args.cpus.as_ref().map_or(&[][..], |cpus| &cpus.affinity);
-        for (id, vcpu) in (0..).zip(&mut places.vcpus) {
-            vcpu.cpu = vcpu.cpu.filter(|_| given.iter().any(|(given, _)| *given == id));
-        }
+        return Ok(());
     }
-    Ok(places)
+    let given = args.cpus.as_ref().map_or(&[][..], |cpus| &cpus.affinity);
+    for (id, vcpu) in (0..).zip(&mut places.vcpus) {
+        vcpu.cpu = vcpu.cpu.filter(|_| given.iter().any(|(given, _)| *given == id));
+    }
+    Ok(())
 }
 
 fn delivery(args: &RunArgs, device: &DeviceArg) -> DeliveryArg {
@@ -177,7 +185,7 @@ fn by_poller(args: &RunArgs, wanted: DeliveryArg) -> bool {
     args.device.iter().any(|device| delivery(args, device) == wanted)
 }
 
-fn config(args: &RunArgs, places: &Places, host: &Host) -> Result<GuestSessionConfig> {
+fn config(args: &RunArgs, places: &Places, host: &Host, tuning: &Tuning) -> Result<GuestSessionConfig> {
     let boot = &args.boot;
     let kernel = boot.kernel.clone().ok_or_else(|| Error::new("no kernel").remedy("--kernel FILE"))?;
     let mut pollers = Vec::new();
@@ -190,8 +198,8 @@ fn config(args: &RunArgs, places: &Places, host: &Host) -> Result<GuestSessionCo
     Ok(GuestSessionConfig {
         vm: VmConfig {
             irqchip: if args.irqchip == IrqchipArg::Kernel { Irqchip::Kernel } else { Irqchip::Split },
-            idle: Idle::Halt,
-            halt_poll_ns: args.halt_poll,
+            idle: tuning.idle,
+            halt_poll_ns: tuning.halt_poll_ns,
         },
         boot: Boot {
             kernel,
@@ -199,7 +207,7 @@ fn config(args: &RunArgs, places: &Places, host: &Host) -> Result<GuestSessionCo
             cmdline: boot.cmdline.clone().unwrap_or_else(|| "console=ttyS0".into()),
         },
         console: console(args),
-        dedicated: false,
+        dedicated: tuning.dedicated,
         pollers,
         vcpus: places.vcpus.clone(),
         slots: args.device.iter().map(|device| budget(host, device)).sum(),

@@ -9,6 +9,7 @@ mod live;
 mod place;
 mod produce;
 mod report;
+mod tuning;
 
 pub use produce::{Produced, Progress, produce};
 pub use report::{Ledger, Report, StageFigures, VectorReport, microseconds};

@@ -12,9 +12,10 @@ use crate::pin::Placement;
 use crate::platform::Parts;
 use crate::record::Figures;
 use crate::source::Backend;
-use crate::sys::kvm::{Exit, VcpuFd};
+use crate::sys::kvm::{Exit, Kvm, VcpuFd};
+use crate::sys::tsc;
 use crate::vcpu::Exits;
-use crate::vm::VmConfig;
+use crate::vm::{Idle, VmConfig};
 use kvm_bindings as kb;
 use pollvisor_core::ids::VcpuId;
 use std::ops::{Deref, DerefMut};
@@ -88,7 +89,7 @@ impl GuestSession {
         let kvm = platform.vm().kvm();
         let supported = kvm.supported_cpuid()?;
         let tsc_deadline = kvm.capability(kb::KVM_CAP_TSC_DEADLINE_TIMER) != 0;
-        let cpus = Cpus { count, tsc_deadline, dedicated: config.dedicated };
+        let cpus = Cpus { count, tsc_deadline, dedicated: config.dedicated, mwait: mwait(kvm, &config.vm) };
         let mut vcpus = Vec::new();
         for (id, placement) in (0..).zip(&config.vcpus) {
             let vcpu = platform.vm().create_bare_vcpu(VcpuId(id), &cpuid::leaves(&supported, id, cpus))?;
@@ -137,6 +138,15 @@ impl GuestSession {
         self.vcpus.clear();
         self.assembly.stop()
     }
+}
+
+/// CPUID's leaf 5, if MWAIT stays in the guest and the processor has it.
+fn mwait(kvm: &Kvm, vm: &VmConfig) -> Option<[u32; 4]> {
+    let kept = vm.idle == Idle::Own
+        && kvm.capability(kb::KVM_CAP_X86_DISABLE_EXITS) & kb::KVM_X86_DISABLE_EXITS_MWAIT != 0
+        && tsc::cpuid(1).ecx & 1 << 3 != 0;
+    let leaf = tsc::cpuid(5);
+    kept.then_some([leaf.eax, leaf.ebx, leaf.ecx, leaf.edx])
 }
 
 struct GuestExits {
