@@ -27,7 +27,7 @@ pub fn files() -> std::result::Result<(), String> {
 /// The guest's first program. `net=MODULE` on the kernel's command line: that network device gets a lease and pings.
 /// `nvme`: 8 MiB are read. `end=`: how it ends, when not by switching itself off.
 const INIT: &str = r#"#!/bin/sh
-/bin/busybox mkdir -p /proc /sys /dev /tmp /sbin /usr/bin /usr/sbin /etc/acpi/PWRF
+/bin/busybox mkdir -p /proc /sys /dev /tmp /sbin /usr/bin /usr/sbin /var/log /var/run /etc/acpi/PWRF
 /bin/busybox --install -s
 mount -t proc proc /proc
 mount -t sysfs sys /sys
@@ -77,7 +77,7 @@ case $end in
     button)
         modprobe button
         modprobe evdev
-        printf '#!/bin/sh\necho "guest: the button"\npoweroff -f\n' >/etc/acpi/PWRF/00000080
+        printf '#!/bin/sh\necho "guest: the button" >/dev/console\npoweroff -f\n' >/etc/acpi/PWRF/00000080
         chmod +x /etc/acpi/PWRF/00000080
         acpid -c /etc/acpi
         echo "guest: waits"
@@ -87,7 +87,7 @@ esac
 # Counts that stay for as long as it takes to print them; then off at once, before a driver makes one more.
 sleep 0.5
 while now=$(handled) && echo "$now" && sleep 0.2 && [ "$now" != "$(handled)" ]; do echo "guest: once more"; done
-printf '\064' | dd of=/dev/port bs=1 seek=$((0x600)) 2>/dev/null
+printf '\064' | dd of=/dev/port bs=1 seek=$((0x600)) conv=notrunc 2>/dev/null
 poweroff -f
 "#;
 
