@@ -226,3 +226,6 @@ fn start_info(memory: &GuestMemoryMmap, initramfs: Option<(u64, u64)>, rsdp: u64
     let bytes: Vec<u8> = entries.iter().flat_map(|entry| entry.as_slice().to_vec()).collect();
     put(memory, "the memory map", MEMORY_MAP, &bytes)
 }
+
+#[cfg(test)]
+mod tests;

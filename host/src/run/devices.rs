@@ -123,6 +123,11 @@ fn check(args: &RunArgs) -> Result<()> {
     if args.hand_over.is_some_and(|period| period.is_zero()) {
         return Err(Error::new("--hand-over 0: nothing would be delivered in between"));
     }
+    no_device_twice(args)
+}
+
+/// That no device is given twice.
+pub(super) fn no_device_twice(args: &RunArgs) -> Result<()> {
     for (at, device) in args.device.iter().enumerate() {
         if args.device[..at].iter().any(|other| other.address == device.address) {
             return Err(Error::new(format!("{} is given twice", device.address)));

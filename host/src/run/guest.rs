@@ -5,10 +5,11 @@
 //! SIGTERM, SIGINT and SIGHUP press the power button and leave the guest `--grace`; a second one, SIGQUIT and Ctrl-A x
 //! end it at once.
 
+use super::devices::{self, budget};
 use super::guest_report::GuestReport;
+use super::name;
 use super::place::{self, Places};
 use super::tuning::Tuning;
-use super::{devices::budget, name};
 use crate::assign::{Assigned, Via};
 use crate::boot::load::Boot;
 use crate::boot::memory;
@@ -64,6 +65,7 @@ impl How {
 /// # Errors
 /// What is in the way, and what to do about it.
 pub(super) fn run(args: &RunArgs) -> Result<u8> {
+    check(args)?;
     let ending = Arc::new(Ending::default());
     let _signals = Listener::start(&ending)?;
     let clock = Clock::calibrate()?;
@@ -108,6 +110,21 @@ pub(super) fn run(args: &RunArgs) -> Result<u8> {
         (How::Guest(End::Panic), _) => Ok(how.code()),
         (_, result) => result.map(|()| how.code()),
     }
+}
+
+/// That no flag is given that this guest cannot do.
+fn check(args: &RunArgs) -> Result<()> {
+    let given = [
+        ("--vectors", args.vectors.is_some()),
+        ("--hlog", args.hlog.is_some()),
+        ("--hand-over", args.hand_over.is_some()),
+    ];
+    if let Some((flag, _)) = given.iter().find(|(_, given)| *given) {
+        return Err(
+            Error::new(format!("{flag} is for the built-in guest")).remedy("leave it out with --kernel")
+        );
+    }
+    devices::no_device_twice(args)
 }
 
 /// Waits for the end. `show`: somebody wants to see the figures.
