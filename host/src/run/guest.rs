@@ -9,7 +9,7 @@ use super::devices::{self, budget};
 use super::guest_report::GuestReport;
 use super::name;
 use super::place::{self, Places};
-use super::tuning::Tuning;
+use super::tuning::{self, Tuning};
 use crate::assign::{Assigned, Via};
 use crate::boot::load::Boot;
 use crate::boot::memory;
@@ -68,7 +68,11 @@ pub(super) fn run(args: &RunArgs) -> Result<u8> {
     check(args)?;
     let ending = Arc::new(Ending::default());
     let _signals = Listener::start(&ending)?;
-    let clock = Clock::calibrate()?;
+    // A guest runs all the same where nothing can be timed.
+    let (clock, untimed) = match Clock::calibrate() {
+        Ok(clock) => (clock, None),
+        Err(error) => (Clock::uncertain(), Some(error)),
+    };
     let mut places = place::place(args)?;
     let tuning = Tuning::new(args, args.boot.memory.unwrap_or(MemoryArg::of(MEMORY)), &places)?;
     settle(&mut places, args, tuning.pin)?;
@@ -87,6 +91,7 @@ pub(super) fn run(args: &RunArgs) -> Result<u8> {
     machine.locked = tuning.memory.mlock;
     let began = Instant::now();
     session.run()?;
+    machine.warnings.extend(untimed.map(|error| tuning::line(&error)));
     machine.warnings.extend_from_slice(&tuning.lacking);
     machine.warnings.extend_from_slice(session.warnings());
     if args.boot.profile.is_some() {

@@ -103,7 +103,7 @@ impl Tuning {
 }
 
 /// An error in one line.
-fn line(error: &Error) -> String {
+pub(super) fn line(error: &Error) -> String {
     error.to_string().replace("\n  ", "; ")
 }
 
