@@ -36,6 +36,12 @@ impl Clock {
         Ok(Self::from_khz(khz))
     }
 
+    /// A clock where the counter is not invariant: its figures are not to be trusted, and have to say so.
+    #[must_use]
+    pub fn uncertain() -> Self {
+        Self::from_khz(measure())
+    }
+
     /// A clock of known rate.
     #[must_use]
     pub fn from_khz(khz: u64) -> Self {

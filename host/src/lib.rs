@@ -2,6 +2,7 @@
 #![deny(unsafe_code)]
 
 pub mod assign;
+pub mod boot;
 pub mod bus;
 pub mod chips;
 pub mod cli;
@@ -11,6 +12,7 @@ pub mod error;
 pub mod flight;
 pub mod guest;
 pub mod interrupts;
+pub mod legacy;
 pub mod machine;
 pub mod pci;
 pub mod pin;

@@ -22,9 +22,12 @@ use vm_memory::GuestMemoryMmap;
 
 /// Where the guest finds the bus's configuration spaces.
 pub const ECAM_BASE: u64 = 0xe000_0000;
-const MMIO32: std::ops::Range<u64> = 0xc000_0000..0xe000_0000;
-const MMIO64: std::ops::Range<u64> = 0x10_0000_0000..0x20_0000_0000;
-const PORTS: std::ops::Range<u16> = 0x1000..0xf000;
+/// Where BARs go below 4 GiB: the end of the low memory.
+pub const MMIO32: std::ops::Range<u64> = 0xc000_0000..0xe000_0000;
+/// Where BARs go above it.
+pub const MMIO64: std::ops::Range<u64> = 0x10_0000_0000..0x20_0000_0000;
+/// Where BARs of I/O ports go.
+pub const PORTS: std::ops::Range<u16> = 0x1000..0xf000;
 const CONFIG_PORTS: u16 = 0xcf8;
 const IOAPIC_SIZE: u64 = 0x1000;
 
@@ -158,6 +161,12 @@ impl Platform {
     /// The kernel's.
     pub fn create_vcpu(&self, id: VcpuId) -> Result<VcpuFd> {
         self.vm.create_vcpu(id)
+    }
+
+    /// The VM.
+    #[must_use]
+    pub fn vm(&self) -> &Vm {
+        &self.vm
     }
 
     /// What its vCPUs' exits reach.

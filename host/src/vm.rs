@@ -17,6 +17,8 @@ pub enum Idle {
     Halt,
     /// HLT stays in the guest (`KVM_X86_DISABLE_EXITS_HLT`): the CPU is the guest's.
     HaltNoExit,
+    /// HLT, MWAIT and PAUSE stay in the guest, as far as this host can keep them there; HLT it must.
+    Own,
     /// The guest never halts.
     Spin,
 }
@@ -46,6 +48,10 @@ pub const EOI_GSI: u32 = IOAPIC_PINS;
 /// How many such GSIs there are. KVM keeps the number of all reserved ones in a byte, and cuts off what is more.
 pub const EOI_GSIS: u32 = 255 - EOI_GSI;
 
+/// What a guest with CPUs of its own keeps.
+pub const OWN_IDLE: u32 =
+    kb::KVM_X86_DISABLE_EXITS_HLT | kb::KVM_X86_DISABLE_EXITS_MWAIT | kb::KVM_X86_DISABLE_EXITS_PAUSE;
+
 /// Where KVM wants three free pages, below the LAPIC's.
 const TSS: u32 = 0xfffb_d000;
 
@@ -63,15 +69,21 @@ impl Vm {
         }
         let mut fd = kvm.create_vm()?;
         fd.set_tss_address(TSS)?;
-        if config.idle == Idle::HaltNoExit {
-            let offered = kvm.capability(kb::KVM_CAP_X86_DISABLE_EXITS);
-            if offered & kb::KVM_X86_DISABLE_EXITS_HLT == 0 {
+        let kept = match config.idle {
+            Idle::Halt | Idle::Spin => 0,
+            Idle::HaltNoExit => kb::KVM_X86_DISABLE_EXITS_HLT,
+            Idle::Own => {
+                OWN_IDLE & kvm.capability(kb::KVM_CAP_X86_DISABLE_EXITS) | kb::KVM_X86_DISABLE_EXITS_HLT
+            }
+        };
+        if kept != 0 {
+            if kvm.capability(kb::KVM_CAP_X86_DISABLE_EXITS) & kb::KVM_X86_DISABLE_EXITS_HLT == 0 {
                 return Err(Error::new(
                     "this host cannot keep HLT inside the guest (KVM_CAP_X86_DISABLE_EXITS)",
                 )
-                .remedy("--guest-idle hlt or spin"));
+                .remedy("--guest-idle hlt or spin, and no --overcommit cpu-pm=on"));
             }
-            fd.enable(kb::KVM_CAP_X86_DISABLE_EXITS, [u64::from(kb::KVM_X86_DISABLE_EXITS_HLT), 0, 0, 0])?;
+            fd.enable(kb::KVM_CAP_X86_DISABLE_EXITS, [u64::from(kept), 0, 0, 0])?;
         }
         if let Some(limit) = config.halt_poll_ns {
             fd.enable(kb::KVM_CAP_HALT_POLL, [u64::from(limit), 0, 0, 0])?;
@@ -99,12 +111,27 @@ impl Vm {
         &self.fd
     }
 
+    /// What KVM can do.
+    #[must_use]
+    pub fn kvm(&self) -> &Kvm {
+        &self.kvm
+    }
+
+    /// A vCPU as after a reset: all but the first wait for INIT and SIPI.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn create_bare_vcpu(&self, id: VcpuId, cpuid: &[kb::kvm_cpuid_entry2]) -> Result<VcpuFd> {
+        let vcpu = self.fd.create_vcpu(id).map_err(|e| e.context(format!("vCPU {}", id.0)))?;
+        vcpu.set_cpuid(cpuid)?;
+        Ok(vcpu)
+    }
+
     /// A vCPU whose LAPIC is in x2APIC mode, switched on, and accepts interrupts; its registers are KVM's defaults.
     ///
     /// # Errors
     /// The kernel's.
     pub fn create_vcpu(&self, id: VcpuId) -> Result<VcpuFd> {
-        let vcpu = self.fd.create_vcpu(id).map_err(|e| e.context(format!("vCPU {}", id.0)))?;
         let mut cpuid = self.kvm.supported_cpuid()?;
         for entry in &mut cpuid {
             match entry.function {
@@ -116,7 +143,7 @@ impl Vm {
                 _ => {}
             }
         }
-        vcpu.set_cpuid(&cpuid)?;
+        let vcpu = self.create_bare_vcpu(id, &cpuid)?;
         if self.irqchip != Irqchip::None {
             let mut sregs = vcpu.sregs()?;
             sregs.apic_base |= APIC_ENABLED | APIC_X2APIC;

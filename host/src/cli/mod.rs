@@ -1,9 +1,11 @@
 //! The command line: Cloud Hypervisor's grammar of `key=value,…`, rt-tests' names for measuring.
 
+mod boot;
 mod device;
 mod grammar;
 
 pub use crate::devices::DeviceAddress;
+pub use boot::{BootArgs, MemoryArg, Profile};
 pub use device::DeviceArg;
 pub use grammar::{duration, interval};
 
@@ -230,6 +232,9 @@ pub struct RunArgs {
     /// No live lines
     #[arg(short, long)]
     pub quiet: bool,
+    /// The flags of a guest that is booted.
+    #[command(flatten, next_help_heading = "A guest that is booted")]
+    pub boot: BootArgs,
 }
 
 impl RunArgs {

@@ -24,7 +24,7 @@ pub fn devices(host: &Host, command: &DevicesCommand) -> Result<()> {
         DevicesCommand::Test { addresses, run } => {
             let mut run = (**run).clone();
             run.device.extend(addresses.iter().map(|address| DeviceAddress::Pci(*address).into()));
-            crate::run::run(&run)
+            crate::run::run(&run).map(drop)
         }
         DevicesCommand::Bind { addresses } => rebind(host, addresses, bind),
         DevicesCommand::Unbind { addresses } => rebind(host, addresses, unbind),

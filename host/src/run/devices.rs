@@ -123,6 +123,11 @@ fn check(args: &RunArgs) -> Result<()> {
     if args.hand_over.is_some_and(|period| period.is_zero()) {
         return Err(Error::new("--hand-over 0: nothing would be delivered in between"));
     }
+    no_device_twice(args)
+}
+
+/// That no device is given twice.
+pub(super) fn no_device_twice(args: &RunArgs) -> Result<()> {
     for (at, device) in args.device.iter().enumerate() {
         if args.device[..at].iter().any(|other| other.address == device.address) {
             return Err(Error::new(format!("{} is given twice", device.address)));
@@ -132,7 +137,7 @@ fn check(args: &RunArgs) -> Result<()> {
 }
 
 /// As many vectors as a device can have, its line included.
-fn budget(host: &Host, device: &DeviceArg) -> usize {
+pub(super) fn budget(host: &Host, device: &DeviceArg) -> usize {
     let DeviceAddress::Pci(address) = device.address else { return UNKNOWN + 1 };
     let listed = devices::list(host).unwrap_or_default();
     let found = listed.iter().find(|listed| listed.address == address);

@@ -1,12 +1,15 @@
 //! `pollvisor run`: a guest, signals, and how long each stage took.
 
 mod devices;
+mod guest;
+mod guest_report;
 mod handlers;
 mod hlog;
 mod live;
 mod place;
 mod produce;
 mod report;
+mod tuning;
 
 pub use produce::{Produced, Progress, produce};
 pub use report::{Ledger, Report, StageFigures, VectorReport, microseconds};
@@ -34,11 +37,15 @@ const REFRESH: Duration = Duration::from_millis(250);
 /// How long the last signals may take to be accounted for.
 const SETTLE: Duration = Duration::from_secs(5);
 
-/// Runs it and prints the result.
+/// Runs it and prints the result; the process's exit code.
 ///
 /// # Errors
 /// Whatever kept it from being done, and what to do about it.
-pub fn run(args: &RunArgs) -> Result<()> {
+pub fn run(args: &RunArgs) -> Result<u8> {
+    if args.boot.kernel.is_some() {
+        return guest::run(args);
+    }
+    args.boot.none_without_kernel()?;
     let report = measure(args)?;
     if args.json {
         let json =
@@ -48,7 +55,7 @@ pub fn run(args: &RunArgs) -> Result<()> {
         print!("{}", report.table());
     }
     match report.ledger.missing() {
-        0 => Ok(()),
+        0 => Ok(0),
         missing => {
             Err(Error::new(format!("{missing} signals are not accounted for")).remedy("report this as a bug"))
         }

@@ -59,7 +59,11 @@ fn choose(args: &RunArgs, cpus: &[usize]) -> Result<Places> {
     let housekeeping = others.first().copied();
     // The vCPUs that nobody placed take turns on what is left, off the housekeeping CPU if there is a choice.
     let free: Vec<usize> = others.iter().copied().skip(usize::from(others.len() > 1)).collect();
-    let boot = args.cpus.as_ref().map_or_else(|| crate::session::vcpus_for(args.vectors()), |cpus| cpus.boot);
+    let boot = match &args.cpus {
+        Some(cpus) => cpus.boot,
+        None if args.boot.kernel.is_some() => 1,
+        None => crate::session::vcpus_for(args.vectors()),
+    };
     let vcpus = (0..boot).map(|id| {
         let given = affinity.iter().find(|(vcpu, _)| *vcpu == id).map(|(_, cpu)| *cpu);
         let turn = usize::try_from(id).ok().and_then(|id| free.get(id % free.len().max(1))).copied();

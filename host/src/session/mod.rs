@@ -2,10 +2,14 @@
 //!
 //! Vector `v` (from 0) is GSI `v`; its message goes to vCPU `v mod n`, interrupt vector `0x20 + v div n`.
 
+mod assembly;
 mod devices;
+mod guest;
 mod signaller;
 
+pub use assembly::Assembly;
 pub use devices::{DeviceSession, DeviceSessionConfig};
+pub use guest::{GuestSession, GuestSessionConfig};
 pub use signaller::Signaller;
 
 use signaller::Kind;

@@ -105,9 +105,10 @@ table! {
     KVM_SET_MP_STATE: kb::kvm_mp_state = iow(0x99, "KVM_SET_MP_STATE", Some(kb::KVM_CAP_MP_STATE));
     KVM_ENABLE_CAP: kb::kvm_enable_cap = iow(0xa3, "KVM_ENABLE_CAP", Some(kb::KVM_CAP_ENABLE_CAP_VM));
     KVM_SIGNAL_MSI: kb::kvm_msi = iow(0xa5, "KVM_SIGNAL_MSI", Some(kb::KVM_CAP_SIGNAL_MSI));
-    KVM_CREATE_DEVICE: kb::kvm_create_device = iowr(0xe0, "KVM_CREATE_DEVICE", Some(kb::KVM_CAP_DEVICE_CTRL));
-    KVM_SET_DEVICE_ATTR: kb::kvm_device_attr = iow(0xe1, "KVM_SET_DEVICE_ATTR", Some(kb::KVM_CAP_DEVICE_CTRL));
-    KVM_GET_DEVICE_ATTR: kb::kvm_device_attr = iow(0xe2, "KVM_GET_DEVICE_ATTR", Some(kb::KVM_CAP_DEVICE_CTRL));
+    // Linux 6.1 has these on x86 and does not say so by KVM_CAP_DEVICE_CTRL.
+    KVM_CREATE_DEVICE: kb::kvm_create_device = iowr(0xe0, "KVM_CREATE_DEVICE", None);
+    KVM_SET_DEVICE_ATTR: kb::kvm_device_attr = iow(0xe1, "KVM_SET_DEVICE_ATTR", None);
+    KVM_GET_DEVICE_ATTR: kb::kvm_device_attr = iow(0xe2, "KVM_GET_DEVICE_ATTR", None);
     VFIO_GET_API_VERSION: () = vfio(0, "VFIO_GET_API_VERSION");
     VFIO_CHECK_EXTENSION: () = vfio(1, "VFIO_CHECK_EXTENSION");
     VFIO_SET_IOMMU: () = vfio(2, "VFIO_SET_IOMMU");

@@ -4,19 +4,22 @@
 //! * [`sized`] ioctls whose struct says its own size
 //! * [`kvm`], [`vfio`], [`iommufd`] the kernel's objects · [`aio`] the completion ring read in user memory
 //! * [`doorbell`] shared memory that a producer rings · [`fd`] eventfds, epoll · [`mem`] mappings, locked pages
-//! * [`tsc`] the clock · [`sched`] priorities and signals · [`access`] permissions · [`guest_code`] the built-in guest
+//! * [`terminal`] the user's terminal · [`tsc`] the clock · [`sched`] priorities and signals · [`access`] permissions · [`guest_code`] the built-in guest
+//! * [`guest_memory`] memory of a guest
 
 pub mod access;
 pub mod aio;
 pub mod doorbell;
 pub mod fd;
 pub mod guest_code;
+pub mod guest_memory;
 pub mod ioctl;
 pub mod iommufd;
 pub mod kvm;
 pub mod mem;
 pub mod sched;
 pub mod sized;
+pub mod terminal;
 pub mod tsc;
 #[cfg(feature = "uring")]
 pub mod uring;

@@ -4,6 +4,7 @@
 pub mod assigned;
 pub mod devices;
 pub mod in_guest;
+pub mod linux;
 pub mod runner;
 pub mod scenarios;
 
@@ -32,6 +33,8 @@ pub enum Need {
     Group,
     /// A machine whose IOMMU is off.
     NoIommu,
+    /// A kernel and an initramfs to boot.
+    Linux,
 }
 
 impl Need {
@@ -48,6 +51,7 @@ impl Need {
             Self::Iommufd => "/dev/iommu",
             Self::Group => "two devices in one IOMMU group",
             Self::NoIommu => "an IOMMU that is off",
+            Self::Linux => "a kernel to boot",
         }
     }
 
@@ -57,6 +61,7 @@ impl Need {
         match self {
             // Of the lab's kernels one has it.
             Self::Iommufd => gone("/dev/iommu").map(|why| missing(why, |kernel| kernel == "iommufd")),
+            Self::Linux => linux::files().err().map(|why| missing(why, |_| true)),
             Self::Kvm => gone("/dev/kvm").map(|why| missing(why, |_| true)),
             Self::Group => {
                 let group = |address: &str| {
@@ -132,9 +137,9 @@ pub struct Scenario {
 
 /// All of them, in the order in which they run.
 pub fn scenarios() -> impl Iterator<Item = &'static Scenario> {
-    use scenarios::{config, dma, guest, life, motion, refusals, registers};
+    use scenarios::{config, dma, guest, life, linux, motion, refusals, registers};
     let all = [registers::SCENARIOS, dma::SCENARIOS, guest::SCENARIOS, motion::SCENARIOS, life::SCENARIOS];
-    all.into_iter().chain([config::SCENARIOS, refusals::SCENARIOS]).flatten()
+    all.into_iter().chain([config::SCENARIOS, refusals::SCENARIOS, linux::SCENARIOS]).flatten()
 }
 
 #[cfg(test)]

@@ -127,6 +127,28 @@ impl VcpuFd {
         set(self.fd.as_fd(), &io::KVM_SET_REGS, regs).map(drop)
     }
 
+    /// Sets model-specific registers: number and value.
+    ///
+    /// # Errors
+    /// The kernel's; the number of the register that KVM does not take.
+    pub fn set_msrs(&self, msrs: &[(u32, u64)]) -> Result<()> {
+        let entry = |(index, data): &(u32, u64)| kb::kvm_msr_entry {
+            index: *index,
+            data: *data,
+            ..Default::default()
+        };
+        let entries: Vec<_> = msrs.iter().map(entry).collect();
+        let list = kb::Msrs::from_entries(&entries).map_err(|_| Error::new("too many MSRs"))?;
+        // SAFETY: the wrapper's entries follow its header.
+        let done = unsafe { io::read(self.fd.as_fd(), &io::KVM_SET_MSRS, list.as_fam_struct_ptr())? };
+        match usize::try_from(done).ok().and_then(|done| msrs.get(done)) {
+            None => Ok(()),
+            Some((index, value)) => {
+                Err(Error::new(format!("KVM does not take {value:#x} in MSR {index:#x}")))
+            }
+        }
+    }
+
     /// Lets it run at once: one that is not the first would wait for INIT and SIPI.
     ///
     /// # Errors

@@ -4,6 +4,7 @@ pub mod config;
 pub mod dma;
 pub mod guest;
 pub mod life;
+pub mod linux;
 pub mod motion;
 pub mod refusals;
 pub mod registers;
