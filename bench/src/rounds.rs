@@ -7,12 +7,11 @@
 //! registers are read back.
 
 use crate::common::{Bench, quantile};
+use crate::measure::float;
 use crate::measure::matching::{Found, Matching};
 use crate::measure::stats::{median, median_ci95};
-use crate::measure::{add, float, histogram};
 use crate::model::{Load, PathResult, Stage};
 use crate::way::{self, Config, Path, Trigger, Way};
-use hdrhistogram::Histogram;
 use pollvisor::clock::Clock;
 use pollvisor::error::{Error, Result};
 use std::time::{Duration, Instant};
@@ -38,7 +37,6 @@ pub struct Contender {
     trigger: Trigger,
     matching: Matching,
     all: Found,
-    gaps: Histogram<u64>,
     active: Duration,
 }
 
@@ -60,7 +58,7 @@ impl Contender {
     ) -> Result<Self> {
         let samples = vectors.max(turn.samples as usize * 2) + 64;
         let config =
-            Config { path, vectors, producers: 1, cpus: vec![cpu], per_context, samples, gaps: path.spins() };
+            Config { path, vectors, producers: 1, cpus: vec![cpu], per_context, samples, gaps: false };
         let (way, mut triggers) = way::start(&config, bench.clock)?;
         let trigger = triggers.pop().ok_or_else(|| Error::new("a path without a producer"))?;
         let mut made = Self {
@@ -71,7 +69,6 @@ impl Contender {
             trigger,
             matching: Matching::new(bench.clock, vectors, path == Path::Irqfd)?,
             all: Found::new()?,
-            gaps: histogram()?,
             active: Duration::ZERO,
         };
         // So that nothing is measured for its first time.
@@ -103,9 +100,6 @@ impl Contender {
     pub fn measure(&mut self, turn: Turn, clock: Clock) -> Result<()> {
         let began = Instant::now();
         self.way.unpark();
-        // What it noted while it was parked is no gap.
-        let taken = self.way.take()?;
-        self.matching.took(&taken);
         for _ in 0..turn.samples {
             self.warm_up(turn, clock);
         }
@@ -126,9 +120,6 @@ impl Contender {
         let began = Instant::now();
         loop {
             let taken = self.way.take()?;
-            if let Some(gaps) = &taken.gaps {
-                add(&mut self.gaps, gaps)?;
-            }
             self.matching.took(&taken);
             if self.matching.open() == 0 || began.elapsed() > SETTLE {
                 self.matching.run();
@@ -154,7 +145,6 @@ impl Contender {
         let mut result = result(self.path, self.vectors, 1, Load::Closed, &self.all);
         result.rounds = self.p50s.len();
         result.ledger = self.matching.ledger;
-        result.gaps = self.path.spins().then(|| Stage::of(&self.gaps));
         result.per_second = float(result.ledger.delivered) / self.active.as_secs_f64().max(1e-9);
         if let Some(irqfd) = irqfd {
             let ratios = ratios(&self.p50s, irqfd);

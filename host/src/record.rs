@@ -17,6 +17,7 @@ use pollvisor_core::poll::Observer;
 use pollvisor_core::source::{Drained, Fired};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 /// The longest latency that is recorded, in nanoseconds; a longer one counts as this.
 pub const LONGEST_NS: u64 = 60_000_000_000;
@@ -316,6 +317,8 @@ pub struct Recorder {
     wake_shutdown: Arc<EventFd>,
     /// When the last pass ended, in cycles; 0: it was not an idle one.
     last_idle: u64,
+    /// [`SHORTEST_GAP_NS`] in cycles.
+    shortest_gap: u64,
 }
 
 impl Recorder {
@@ -328,7 +331,8 @@ impl Recorder {
         wake_shutdown: Arc<EventFd>,
     ) -> Self {
         let (figures, exchange) = (Box::new(figures), Exchange::new());
-        Self { clock, figures, exchange, wake_deferred, wake_shutdown, last_idle: 0 }
+        let shortest_gap = clock.cycles(Duration::from_nanos(SHORTEST_GAP_NS));
+        Self { clock, figures, exchange, wake_deferred, wake_shutdown, last_idle: 0, shortest_gap }
     }
 
     /// Where to ask for the figures.
@@ -363,12 +367,12 @@ impl Recorder {
 
     fn note_gap(&mut self) {
         let now = self.clock.now();
-        let gap = self.clock.ns(now.saturating_sub(self.last_idle));
+        let gap = now.saturating_sub(self.last_idle);
         if self.last_idle != 0
-            && gap >= SHORTEST_GAP_NS
+            && gap >= self.shortest_gap
             && let Some(gaps) = &mut self.figures.gaps
         {
-            gaps.saturating_record(gap);
+            gaps.saturating_record(self.clock.ns(gap));
         }
         self.last_idle = now;
     }
