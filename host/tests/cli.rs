@@ -45,6 +45,27 @@ fn wrong_flags_and_values_are_named() {
 }
 
 #[test]
+fn a_guest_that_cannot_be_booted_is_refused() {
+    for flag in ["--memory=size=1G", "--serial=off", "--grace=1s", "--overcommit=cpu-pm=on", "--vcpu-fifo=on"]
+    {
+        refused(&["run", flag], &[flag.split_once('=').expect("a value").0, "try: --kernel"]);
+    }
+    refused(&["run", "--kernel", "/nowhere", "--vectors", "3"], &["--vectors", "try:"]);
+    refused(&["run", "--memory", "size=1G,hugepage_size=3M"], &["hugepage_size", "2M or 1G"]);
+    refused(&["run", "--serial", "pty"], &["--serial", "pty"]);
+    refused(&["run", "--profile", "fast"], &["--profile", "low-latency"]);
+    if !has_kvm() || pollvisor::pin::available().len() < 2 {
+        return;
+    }
+    let kernel = |file: &'static str| ["run", "--serial", "off", "--kernel", file];
+    refused(&kernel("/nowhere"), &["/nowhere", "ENOENT"]);
+    refused(&kernel("/dev/null"), &["/dev/null", "cut off"]);
+    refused(&kernel("Cargo.toml"), &["Cargo.toml", "neither", "try:"]);
+    refused(&[&kernel("/nowhere")[..], &["--memory", "size=1M"]].concat(), &["--memory", "64"]);
+    refused(&[&kernel("/nowhere")[..], &["--cpus", "boot=300"]].concat(), &["300", "254"]);
+}
+
+#[test]
 fn what_cannot_be_is_refused_with_a_remedy() {
     if !has_kvm() || pollvisor::pin::available().len() < 2 {
         return;
