@@ -24,7 +24,7 @@ pub const HIT: u8 = 2;
 pub struct OutputArgs {
     /// What is made of the results.
     #[command(flatten)]
-    pub files: output::OutputArgs,
+    pub files: output::FileArgs,
     /// No progress line
     #[arg(short, long)]
     pub quiet: bool,

@@ -33,7 +33,7 @@ use std::path::{Path, PathBuf};
 
 /// Where the results go. The table goes to stdout, unless JSON does.
 #[derive(Debug, Clone, Default, clap::Args)]
-pub struct OutputArgs {
+pub struct FileArgs {
     /// Print JSON (its schema is bench/schema.json) where a table would be
     #[arg(long)]
     pub json: bool,
@@ -89,7 +89,7 @@ impl Outputs {
     ///
     /// # Errors
     /// What cannot be read or written, or that two outputs are one file.
-    pub fn open(args: &OutputArgs) -> Result<Self> {
+    pub fn open(args: &FileArgs) -> Result<Self> {
         // The baseline first: it could be a file that is about to be overwritten.
         let baseline = args.baseline.as_deref().map(Baseline::read).transpose()?;
         let html = args.html.as_deref().map(|path| Target::create("--html", path)).transpose()?;
@@ -190,8 +190,8 @@ impl Target {
 mod tests {
     use super::*;
 
-    fn args(edit: impl FnOnce(&mut OutputArgs)) -> OutputArgs {
-        let mut args = OutputArgs { json: true, ..OutputArgs::default() };
+    fn args(edit: impl FnOnce(&mut FileArgs)) -> FileArgs {
+        let mut args = FileArgs { json: true, ..FileArgs::default() };
         edit(&mut args);
         args
     }
@@ -201,9 +201,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let nowhere = folder.path().join("none").join("x");
         for edit in [
-            |a: &mut OutputArgs, p: &Path| a.html = Some(p.into()),
-            |a: &mut OutputArgs, p: &Path| a.hlog = Some(p.into()),
-            |a: &mut OutputArgs, p: &Path| a.baseline = Some(p.into()),
+            |a: &mut FileArgs, p: &Path| a.html = Some(p.into()),
+            |a: &mut FileArgs, p: &Path| a.hlog = Some(p.into()),
+            |a: &mut FileArgs, p: &Path| a.baseline = Some(p.into()),
         ] {
             let error = Outputs::open(&args(|a| edit(a, &nowhere))).unwrap_err().to_string();
             assert!(error.contains("none/x") && error.contains("ENOENT"), "{error}");

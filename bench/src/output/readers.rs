@@ -4,7 +4,7 @@
 //! `READERS_CHROMIUM`.
 //! `READERS_KEEP` names a folder to leave the page and the log in, for looking at.
 
-use super::{OutputArgs, Outputs, hgrm, hlog, html, json, keys, sample};
+use super::{FileArgs, Outputs, hgrm, hlog, html, json, keys, sample};
 use std::path::Path;
 use std::process::Command;
 
@@ -29,11 +29,11 @@ fn python_reads_the_log_the_distributions_and_the_json() {
     let Some(python) = program("READERS_PYTHON") else { return };
     let folder = tempfile::tempdir().unwrap();
     let results = sample::results();
-    let args = OutputArgs {
+    let args = FileArgs {
         html: Some(folder.path().join("out.html")),
         hlog: Some(folder.path().join("out.hlog")),
         hgrm: Some(folder.path().join("hgrm")),
-        ..OutputArgs::default()
+        ..FileArgs::default()
     };
     assert!(!Outputs::open(&args).unwrap().finish_to(&results, &sample::extra(), &mut Vec::new()).unwrap());
     std::fs::write(folder.path().join("out.json"), json::json(&results, &sample::extra()).unwrap()).unwrap();

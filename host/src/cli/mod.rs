@@ -203,7 +203,8 @@ pub struct RunArgs {
     /// How long to run before measuring
     #[arg(long, default_value = "500ms", value_parser = duration, value_name = "TIME")]
     pub warm_up: Duration,
-    /// Where the poller runs: cpu=N[,fifo=on|off]
+    /// Where the poller runs, and which vectors of assigned devices it has, the others being the kernel's:
+    /// cpu=N[,fifo=on|off,vectors=[nic0:0-3]]
     #[arg(long, value_parser = poller, value_name = "cpu=N")]
     pub poller: Option<PollerArg>,
     /// vCPUs and where they run.
@@ -246,12 +247,14 @@ impl RunArgs {
 }
 
 /// `--poller`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PollerArg {
     /// The CPU.
     pub cpu: usize,
     /// SCHED_FIFO; `None`: when the CPU is isolated.
     pub fifo: Option<bool>,
+    /// Devices by name and those of their vectors that it has; empty: all, of all.
+    pub vectors: Vec<(String, Vec<usize>)>,
 }
 
 /// `--cpus`.
@@ -264,15 +267,34 @@ pub struct CpusArg {
 }
 
 fn poller(text: &str) -> Result<PollerArg, String> {
-    let (mut cpu, mut fifo) = (None, None);
+    let (mut cpu, mut fifo, mut vectors) = (None, None, Vec::new());
     for (key, value) in options(text)? {
         match key {
             "cpu" => cpu = Some(number(key, value)?),
             "fifo" => fifo = Some(switch(key, value)?),
-            _ => return Err(format!("`{key}` is not known; cpu and fifo are")),
+            "vectors" => vectors = some_vectors(value)?,
+            _ => return Err(format!("`{key}` is not known; cpu, fifo and vectors are")),
         }
     }
-    Ok(PollerArg { cpu: cpu.ok_or("cpu=N is missing")?, fifo })
+    Ok(PollerArg { cpu: cpu.ok_or("cpu=N is missing")?, fifo, vectors })
+}
+
+/// `[nic0:0-3,8,nic1:2]`.
+fn some_vectors(text: &str) -> Result<Vec<(String, Vec<usize>)>, String> {
+    let wrong = || format!("vectors=`{text}`: a list like [nic0:0-3,nic1:2]");
+    let mut all: Vec<(String, Vec<usize>)> = Vec::new();
+    for part in bracketed(text).ok_or_else(wrong)?.split(',') {
+        let (name, list) = part.rsplit_once(':').map_or((None, part), |(name, list)| (Some(name), list));
+        if let Some(name) = name {
+            if name.is_empty() || all.iter().any(|(other, _)| other == name) {
+                return Err(wrong());
+            }
+            all.push((name.to_string(), Vec::new()));
+        }
+        let vectors = parse_list(list).ok().filter(|vectors| !vectors.is_empty()).ok_or_else(wrong)?;
+        all.last_mut().ok_or_else(wrong)?.1.extend(vectors);
+    }
+    Ok(all)
 }
 
 fn cpus(text: &str) -> Result<CpusArg, String> {
@@ -318,8 +340,16 @@ mod tests {
 
     #[test]
     fn the_grammar() {
-        assert_eq!(poller("cpu=4"), Ok(PollerArg { cpu: 4, fifo: None }));
-        assert_eq!(poller("cpu=4,fifo=on"), Ok(PollerArg { cpu: 4, fifo: Some(true) }));
+        assert_eq!(poller("cpu=4"), Ok(PollerArg { cpu: 4, fifo: None, vectors: vec![] }));
+        assert_eq!(poller("cpu=4,fifo=on"), Ok(PollerArg { cpu: 4, fifo: Some(true), vectors: vec![] }));
+        let vectors = vec![("nic0".to_string(), vec![0, 1, 8]), ("0000:01:00.0".to_string(), vec![2])];
+        let some = poller("cpu=4,vectors=[nic0:0-1,8,0000:01:00.0:2]");
+        assert_eq!(some, Ok(PollerArg { cpu: 4, fifo: None, vectors }));
+        for wrong in
+            ["vectors=0", "vectors=[0]", "vectors=[nic0:]", "vectors=[:0]", "vectors=[nic0:0,nic0:1]"]
+        {
+            assert!(poller(&format!("cpu=4,{wrong}")).is_err(), "{wrong}");
+        }
         let expected = CpusArg { boot: 2, affinity: vec![(0, 2), (1, 3)] };
         assert_eq!(cpus("boot=2,affinity=[0@[2],1@[3]]"), Ok(expected));
         for wrong in ["", "cpu", "cpu=x", "cpu=1,cpu=2", "fifo=on", "cpu=1,fifo=maybe", "cpu=1,core=2"] {

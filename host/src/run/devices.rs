@@ -128,6 +128,14 @@ fn check(args: &RunArgs) -> Result<()> {
 
 /// That no device is given twice.
 pub(super) fn no_device_twice(args: &RunArgs) -> Result<()> {
+    let named = |name: &str| {
+        args.device.iter().any(|device| device.id.as_deref().unwrap_or(&device.address.to_string()) == name)
+    };
+    let given = args.poller.iter().flat_map(|poller| &poller.vectors);
+    if let Some((name, _)) = given.into_iter().find(|(name, _)| !named(name)) {
+        return Err(Error::new(format!("--poller vectors: no --device is called {name}"))
+            .remedy("id=NAME in --device"));
+    }
     for (at, device) in args.device.iter().enumerate() {
         if args.device[..at].iter().any(|other| other.address == device.address) {
             return Err(Error::new(format!("{} is given twice", device.address)));
@@ -162,7 +170,16 @@ fn attach(session: &mut DeviceSession, device: &DeviceArg, via: Via, args: &RunA
     let gates = session.set_up(&assigned, kind, wanted)?;
     let slots = assigned.slots()?;
     let port = if let Via::Poller(port) = &via { Some(port.clone()) } else { None };
+    let mut to_kernel = Vec::new();
+    if let (Some(poller), Some(_)) = (args.poller.as_ref().filter(|poller| !poller.vectors.is_empty()), &port)
+    {
+        to_kernel = others(&poller.vectors, assigned.name(), gates.len(), kind)?;
+        for vector in &to_kernel {
+            assigned.hand_over(*vector, Via::Kernel)?;
+        }
+    }
     let vector = |(number, gate): (u32, (VcpuId, u8))| {
+        let handed = usize::try_from(number).is_ok_and(|number| to_kernel.contains(&number));
         // INTx is counted last.
         let at = if kind == Kind::Intx { slots.len() - 1 } else { usize::try_from(number).unwrap_or(0) };
         Vector {
@@ -170,11 +187,24 @@ fn attach(session: &mut DeviceSession, device: &DeviceArg, via: Via, args: &RunA
             number,
             slot: usize::try_from(slots[at]).unwrap_or(usize::MAX),
             gate,
-            port: port.clone().filter(|_| kind != Kind::Intx),
-            kernel: port.is_none() || args.hand_over.is_some(),
+            port: port.clone().filter(|_| kind != Kind::Intx && !handed),
+            kernel: port.is_none() || args.hand_over.is_some() || handed,
         }
     };
     Ok((0..).zip(gates).map(vector).collect())
+}
+
+/// The vectors of a device that no poller was given.
+fn others(given: &[(String, Vec<usize>)], name: &str, vectors: usize, kind: Kind) -> Result<Vec<usize>> {
+    let mine = given.iter().find(|(device, _)| device == name).map_or(&[][..], |(_, vectors)| vectors);
+    if let Some(beyond) = mine.iter().find(|vector| **vector >= vectors) {
+        return Err(Error::new(format!("--poller vectors: {name} has no vector {beyond}, only {vectors}")));
+    }
+    if kind == Kind::Intx {
+        return Err(Error::new("--poller vectors: INTx is one line, and cannot be shared out")
+            .remedy("delivery= for the device"));
+    }
+    Ok((0..vectors).filter(|vector| !mine.contains(vector)).collect())
 }
 
 fn kind(session: &DeviceSession, device: &Assigned, wanted: InterruptArg) -> Result<Kind> {

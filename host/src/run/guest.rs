@@ -119,6 +119,12 @@ pub(super) fn run(args: &RunArgs) -> Result<u8> {
 
 /// That no flag is given that this guest cannot do.
 fn check(args: &RunArgs) -> Result<()> {
+    if args.poller.as_ref().is_some_and(|poller| !poller.vectors.is_empty()) {
+        return Err(Error::new(
+            "--poller vectors= is not to be had with --kernel: the guest's driver chooses its vectors",
+        )
+        .remedy("delivery= for each --device"));
+    }
     let given = [
         ("--vectors", args.vectors.is_some()),
         ("--hlog", args.hlog.is_some()),

@@ -34,7 +34,7 @@ fn choose(args: &RunArgs, cpus: &[usize]) -> Result<Places> {
         }
     }
     let asked: Vec<usize> = affinity.iter().map(|(_, cpu)| *cpu).collect();
-    let poller = match args.poller {
+    let poller = match &args.poller {
         Some(poller) => poller.cpu,
         None => match cpus.iter().rev().find(|cpu| !asked.contains(cpu)) {
             Some(cpu) => *cpu,
@@ -70,7 +70,7 @@ fn choose(args: &RunArgs, cpus: &[usize]) -> Result<Places> {
         Placement { cpu: given.or(turn), fifo: None }
     });
     Ok(Places {
-        poller: Placement { cpu: Some(poller), fifo: args.poller.and_then(|p| p.fifo) },
+        poller: Placement { cpu: Some(poller), fifo: args.poller.as_ref().and_then(|p| p.fifo) },
         vcpus: vcpus.collect(),
         housekeeping,
     })

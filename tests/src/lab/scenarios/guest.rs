@@ -19,11 +19,6 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "guest: edu", needs: &[Need::Kvm, Need::Edu], run: |c| all(c, Need::Edu, false) },
     Scenario { name: "guest: nvme", needs: &[Need::Kvm, Need::Nvme], run: |c| all(c, Need::Nvme, false) },
     Scenario {
-        name: "cdev: guest: igb",
-        needs: &[Need::Iommufd, Need::Kvm, Need::Igb],
-        run: |c| all(c, Need::Igb, true),
-    },
-    Scenario {
         name: "cdev: guest: nvme",
         needs: &[Need::Iommufd, Need::Kvm, Need::Nvme],
         run: |c| all(c, Need::Nvme, true),

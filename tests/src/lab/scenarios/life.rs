@@ -16,12 +16,12 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "life: 200 attach and detach cycles while it fires",
         needs: &[Need::Kvm, Need::Igb],
-        run: |c| cycles(c, false),
+        run: |c| cycles(c, false, 200),
     },
     Scenario {
-        name: "cdev: life: 200 attach and detach cycles while it fires",
+        name: "cdev: life: 50 attach and detach cycles while it fires",
         needs: &[Need::Iommufd, Need::Kvm, Need::Igb],
-        run: |c| cycles(c, true),
+        run: |c| cycles(c, true, 50),
     },
     Scenario {
         name: "life: unbound from sysfs while it runs",
@@ -38,6 +38,11 @@ pub const SCENARIOS: &[Scenario] = &[
         needs: &[Need::Kvm, Need::Igb],
         run: killed,
     },
+    Scenario {
+        name: "life: vectors shared out, and handed over from the command line",
+        needs: &[Need::Kvm, Need::Igb],
+        run: shared_out,
+    },
     Scenario { name: "life: ended by SIGTERM at any moment", needs: &[Need::Kvm, Need::Igb], run: ended },
 ];
 
@@ -47,12 +52,11 @@ fn descriptors() -> usize {
 }
 
 /// The guest's CPU raises interrupts without a pause while the device is taken away under it, and given back.
-fn cycles(context: &mut Context, iommufd: bool) -> Result<()> {
-    const CYCLES: usize = 200;
+fn cycles(context: &mut Context, iommufd: bool, cycles: usize) -> Result<()> {
     let mut guest = Guest::start(Delivery::Polled, Kind::Msix)?;
     let (mut fired, mut first) = (0u64, 0);
     let began = Instant::now();
-    for cycle in 0..CYCLES {
+    for cycle in 0..cycles {
         let delivery = [Delivery::Polled, Delivery::Irqfd, Delivery::Blocking][cycle % 3];
         let via = guest.via(delivery, 0)?;
         // The gates are used anew: 222 fit a vCPU.
@@ -104,9 +108,9 @@ fn cycles(context: &mut Context, iommufd: bool) -> Result<()> {
             return Err(told(Error::new(format!("{} descriptors are open, {first} were", descriptors()))));
         }
     }
-    let each = began.elapsed().as_millis() / CYCLES as u128;
+    let each = began.elapsed().as_millis() / cycles as u128;
     context
-        .note(format!("{CYCLES} cycles of {each} ms, {fired} writes of the register that raises meanwhile"));
+        .note(format!("{cycles} cycles of {each} ms, {fired} writes of the register that raises meanwhile"));
     guest.session.stop()
 }
 
@@ -184,6 +188,13 @@ fn killed(context: &mut Context) -> Result<()> {
         finish(pollvisor(context, &["-D", "200ms", "-i", "1ms", "--delivery", delivery])?)?;
     }
     Ok(())
+}
+
+/// Some vectors by the poller, the others by the kernel, in one device.
+fn shared_out(context: &mut Context) -> Result<()> {
+    let poller = format!("cpu=1,vectors=[{}:0-3]", context.address(Need::Igb)?);
+    finish(pollvisor(context, &["-D", "1s", "-i", "1ms", "--poller", &poller])?)?;
+    finish(pollvisor(context, &["-D", "2s", "-i", "1ms", "--hand-over", "10ms"])?)
 }
 
 /// SIGTERM at one moment after the other, from the start on: the device can be unbound and bound at once.

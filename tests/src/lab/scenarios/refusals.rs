@@ -84,6 +84,9 @@ fn bad_input(context: &mut Context) -> Result<()> {
     let line = ["--interrupt", "intx", "--delivery", "irqfd", "--irqchip", "split"];
     refused(&test(&igb, &line)?, &["no INTx"])?;
     refused(&test(&igb, &["--cpus", "boot=0"])?, &["vCPU"])?;
+    refused(&test(&igb, &["--poller", "cpu=1,vectors=[nic0:0]"])?, &["no --device is called nic0"])?;
+    let ten = format!("cpu=1,vectors=[{igb}:10]");
+    refused(&test(&igb, &["--poller", &ten])?, &["has no vector 10, only 10"])?;
     for device in [
         "path=/nowhere",
         "host=xx",
