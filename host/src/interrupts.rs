@@ -68,7 +68,8 @@ struct Request {
 /// See the module's text.
 #[derive(Debug)]
 pub struct Interrupts {
-    irqfds: Irqfds<Box<[Slot]>>,
+    /// Apart, because it is large: moving it about would make the starting thread's stack as large.
+    irqfds: Box<Irqfds<Box<[Slot]>>>,
     inject: KvmInject,
     clock: Clock,
     wake_deferred: Arc<EventFd>,
@@ -120,7 +121,7 @@ impl Interrupts {
     pub fn start(irqchip: Irqchip, inject: KvmInject, clock: Clock, slots: usize) -> Result<Running> {
         let wake_shutdown = Arc::new(EventFd::new()?);
         let interrupts = Arc::new(Self {
-            irqfds: Irqfds::new((0..slots).map(|_| Slot::new()).collect(), irqchip, true),
+            irqfds: Box::new(Irqfds::new((0..slots).map(|_| Slot::new()).collect(), irqchip, true)),
             inject,
             clock,
             wake_deferred: Arc::new(EventFd::new()?),

@@ -47,6 +47,12 @@ impl Placement {
     }
 }
 
+/// A thread to be spawned. Its stack is small: all of it is resident where memory is locked.
+pub fn thread(name: &str) -> std::thread::Builder {
+    const STACK: usize = 256 << 10;
+    std::thread::Builder::new().name(name.to_string()).stack_size(STACK)
+}
+
 /// What to say of CPUs that the interrupt path shares with everybody else; nothing when there are none.
 #[must_use]
 pub fn not_isolated(placements: &[Placement]) -> Option<String> {

@@ -80,7 +80,7 @@ impl PollerThread {
             }
             Ok(recorder.finish())
         };
-        let thread = std::thread::Builder::new().name(name.to_string()).spawn(body);
+        let thread = crate::pin::thread(name).spawn(body);
         let thread = thread.map_err(|e| Error::os(format!("starting the thread of {name}"), &e))?;
         let lacking = match started.recv() {
             Ok(placed) => placed?,

@@ -51,7 +51,7 @@ impl VcpuThread {
             }
             Ok(())
         };
-        let thread = std::thread::Builder::new().name(name.clone()).spawn(body);
+        let thread = crate::pin::thread(&name).spawn(body);
         let thread = thread.map_err(|e| Error::os(format!("starting the thread of {name}"), &e))?;
         let lacking = match started.recv() {
             Ok(placed) => placed?,

@@ -24,7 +24,7 @@ impl Workers {
         let wakes = [interrupts.wake_deferred_fd().clone(), interrupts.wake_shutdown_fd().clone()];
         let mut workers = Self { stop: stop.clone(), wakes, threads: Vec::new() };
         let spawn = |name: &str, body: Box<dyn FnOnce() + Send>| {
-            let thread = std::thread::Builder::new().name(name.into()).spawn(body);
+            let thread = crate::pin::thread(name).spawn(body);
             thread.map_err(|e| Error::os(format!("starting {name}"), &e))
         };
         let (this, its_stop) = (interrupts.clone(), stop.clone());

@@ -106,7 +106,7 @@ impl Fleet {
             uevents,
         });
         let its = inner.clone();
-        let thread = std::thread::Builder::new().name("pv-devices".into()).spawn(move || its.watch());
+        let thread = crate::pin::thread("pv-devices").spawn(move || its.watch());
         let thread = thread.map_err(|e| Error::os("starting pv-devices", &e))?;
         Ok(Self { inner, thread: Some(thread) })
     }

@@ -107,7 +107,7 @@ impl SplitIoapic {
         if effects.delayed {
             let this = Arc::downgrade(self);
             // One in ten thousand interrupts of a guest that does not quiet its device.
-            let later = std::thread::Builder::new().name("pv-ioapic-storm".into()).spawn(move || {
+            let later = crate::pin::thread("pv-ioapic-storm").spawn(move || {
                 std::thread::sleep(STORM_PAUSE);
                 if let Some(this) = Weak::upgrade(&this) {
                     let effects = this.lock().inject_delayed();

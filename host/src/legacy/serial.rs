@@ -125,7 +125,7 @@ impl Serial {
             let keys = duplicate(std::io::stdin().as_fd())?;
             serial._terminal = RawTerminal::enter(keys.as_fd())?;
             let leave = serial._terminal.is_some().then(|| ending.clone());
-            let thread = std::thread::Builder::new().name("serial input".into());
+            let thread = crate::pin::thread("serial input");
             let input = thread.spawn(move || read_keys(keys, &port, &stop, leave.as_deref()));
             serial.input = Some(input.map_err(|e| Error::os("starting the serial port's thread", &e))?);
         }

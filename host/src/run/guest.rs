@@ -263,7 +263,7 @@ impl Listener {
         let all = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGUSR1];
         let mut signals = Signals::new(all).map_err(|e| Error::os("handling signals", &e))?;
         let (handle, ending) = (signals.handle(), ending.clone());
-        let thread = std::thread::Builder::new().name("signals".into()).spawn(move || {
+        let thread = crate::pin::thread("signals").spawn(move || {
             for signal in signals.forever() {
                 if signal == libc::SIGUSR1 { ending.show() } else { ending.stop(signal) }
             }

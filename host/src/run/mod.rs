@@ -204,41 +204,48 @@ fn phase(
     log: &mut Option<Hlog>,
 ) -> Result<(Produced, Figures)> {
     let progress = Progress::default();
-    let mut total = session.empty_figures();
-    let mut spare = session.empty_figures();
+    // A short run that nobody watches needs no second buffer.
+    let (mut total, mut spare) = (None, None);
     let slow_before = slow_path(session);
     let live =
         (!args.quiet && !args.json && std::io::stderr().is_terminal()).then(|| Live::new(args.vectors()));
     let began = Instant::now();
     let mut logged = Duration::ZERO;
-    let mut take = |total: &mut Figures, log: &mut Option<Hlog>| -> Result<()> {
-        let empty = std::mem::replace(&mut spare, Box::new(Figures::new(&[], 0, false)));
+    let mut take = |total: &mut Option<Box<Figures>>, log: &mut Option<Hlog>| -> Result<()> {
+        let empty = spare.take().unwrap_or_else(|| session.empty_figures());
         let Some(mut figures) = session.take_figures(empty) else { return Ok(()) };
-        total.add(&figures);
         if let Some(log) = log {
             let now = began.elapsed();
             log.add(&figures, logged, now.saturating_sub(logged))?;
             logged = now;
         }
-        figures.reset();
-        spare = figures;
+        match total {
+            None => *total = Some(figures),
+            Some(total) => {
+                total.add(&figures);
+                figures.reset();
+                spare = Some(figures);
+            }
+        }
         Ok(())
     };
     let plan = (args.interval, duration);
     let produced = std::thread::scope(|scope| -> Result<Produced> {
-        let producer = scope.spawn(|| produce(session, signaller, config.delivery, plan, true, &progress));
+        let body = || produce(session, signaller, config.delivery, plan, true, &progress);
+        let producer = crate::pin::thread("producer").spawn_scoped(scope, body);
+        let producer = producer.map_err(|e| Error::os("starting the producer", &e))?;
         while !producer.is_finished() {
             std::thread::sleep(REFRESH.min(duration / 4));
             if interrupted.load(Ordering::Relaxed) || session.has_failed() {
                 progress.stop.store(true, Ordering::Relaxed);
             }
-            if session.poller().is_some() {
+            if session.poller().is_some() && (live.is_some() || log.is_some()) {
                 if let Err(error) = take(&mut total, log) {
                     progress.stop.store(true, Ordering::Relaxed);
                     return Err(error);
                 }
-                if let Some(live) = &live {
-                    live.show(&total, Stage::SignalToAccepted, progress.sent.load(Ordering::Relaxed));
+                if let (Some(live), Some(total)) = (&live, &total) {
+                    live.show(total, Stage::SignalToAccepted, progress.sent.load(Ordering::Relaxed));
                 }
             }
         }
@@ -250,7 +257,7 @@ fn phase(
     if let Some(log) = log {
         log.add(&produced.figures, Duration::ZERO, began.elapsed())?;
     }
-    Ok((produced, *total))
+    Ok((produced, *total.unwrap_or_else(|| session.empty_figures())))
 }
 
 fn slow_path(session: &Session) -> Vec<Outcome> {
@@ -264,8 +271,8 @@ fn settle(
     session: &Session,
     produced: &Produced,
     slow_before: &[Outcome],
-    total: &mut Figures,
-    mut take: impl FnMut(&mut Figures) -> Result<()>,
+    total: &mut Option<Box<Figures>>,
+    mut take: impl FnMut(&mut Option<Box<Figures>>) -> Result<()>,
 ) -> Result<()> {
     let sent: u64 = produced.sent.iter().sum();
     let began = Instant::now();
@@ -274,7 +281,9 @@ fn settle(
         let slow = slow_path(session);
         let done: u64 =
             slow.iter().zip(slow_before).map(|(now, before)| now.signals() - before.signals()).sum();
-        if total.total().signals() + done >= sent || began.elapsed() > SETTLE {
+        let seen = total.as_ref().map_or(0, |total| total.total().signals());
+        if seen + done >= sent || began.elapsed() > SETTLE {
+            let total = total.get_or_insert_with(|| session.empty_figures());
             for ((ledger, now), before) in total.ledger.iter_mut().zip(&slow).zip(slow_before) {
                 *ledger += Outcome {
                     delivered: now.delivered - before.delivered,

@@ -65,17 +65,28 @@ pub enum Hooked {
 }
 
 /// Signals whose times are kept.
-const KEPT: usize = 7;
+const KEPT: u32 = 3;
 
-/// When the last signals of a source were made, by number: written by its producer only, and read by the poller after the
-/// injection, so that the line does not travel back and forth on an interrupt's way.
+/// When the oldest signals of a source that were not drained yet were made. A poller that comes late finds the time of the
+/// first one, however many came since: the longest waits are the ones that must not be missing. Written by the producer
+/// and, after the injection, by the poller; in one line, which therefore goes once each way.
 #[derive(Debug, Default)]
 #[repr(align(64))]
 struct Stamps {
-    /// Signals noted so far.
+    /// Signals noted so far. The producer's.
     noted: AtomicU64,
-    /// The time of signal n at n modulo `KEPT`, in TSC cycles.
-    times: [AtomicU64; KEPT],
+    /// Signals drained so far: what was kept of those may be overwritten. The poller's.
+    drained: AtomicU64,
+    /// At n modulo `KEPT`, signal n. The producer's; it writes none that was not drained.
+    kept: [Stamp; KEPT as usize],
+}
+
+#[derive(Debug, Default)]
+struct Stamp {
+    /// Whose time it is: its number plus 1.
+    whose: AtomicU64,
+    /// In TSC cycles.
+    time: AtomicU64,
 }
 
 impl Stamps {
@@ -83,39 +94,42 @@ impl Stamps {
     fn note(&self, now: u64) {
         // Relaxed: this is its only writer.
         let number = self.noted.load(Ordering::Relaxed);
-        self.times[place(number)].store(now, Ordering::Relaxed);
+        // Acquire: pairs with the Release in `of`, whose look at the place was before.
+        if number < self.drained.load(Ordering::Acquire) + u64::from(KEPT) {
+            let stamp = self.kept(number);
+            stamp.time.store(now, Ordering::Relaxed);
+            stamp.whose.store(number + 1, Ordering::Relaxed);
+        }
         // Release: pairs with the Acquire in `of`.
         self.noted.store(number + 1, Ordering::Release);
     }
 
     #[inline]
     fn prepare(&self) {
-        let number = self.noted.load(Ordering::Relaxed);
-        // The place is the oldest one, which `of` does not trust any more.
-        self.times[place(number)].store(0, Ordering::Relaxed);
+        self.noted.store(self.noted.load(Ordering::Relaxed), Ordering::Relaxed);
         // SeqCst, with no partner: it is there to wait until the store has its line.
         fence(Ordering::SeqCst);
     }
 
-    /// The time of signal `first`, of which and its followers `signals` were drained: 0 when it is overwritten, or about
-    /// to be. `None`: fewer were noted than were drained, so the numbers do not match.
+    /// The time of signal `first`, of which and its followers `signals` were drained: 0 when it was not kept. `None`:
+    /// fewer were noted than were drained, so the numbers do not match.
     #[inline]
     fn of(&self, first: u64, signals: u64) -> Option<u64> {
         // Acquire: pairs with the Release in `note`.
-        let noted = self.noted.load(Ordering::Acquire);
-        if noted < first + signals {
+        if self.noted.load(Ordering::Acquire) < first + signals {
             return None;
         }
-        let time = self.times[place(first)].load(Ordering::Relaxed);
-        // Looked at again, after the time: the producer may be writing number `noted`, and must not have come round.
-        fence(Ordering::Acquire);
-        let ahead = self.noted.load(Ordering::Relaxed) - first;
-        Some(if signals > 0 && ahead < KEPT as u64 { time } else { 0 })
+        let stamp = self.kept(first);
+        let known = signals > 0 && stamp.whose.load(Ordering::Relaxed) == first + 1;
+        let time = if known { stamp.time.load(Ordering::Relaxed) } else { 0 };
+        // Release: pairs with the Acquire in `note`.
+        self.drained.store(first + signals, Ordering::Release);
+        Some(time)
     }
-}
 
-fn place(number: u64) -> usize {
-    usize::try_from(number % KEPT as u64).unwrap_or(0)
+    fn kept(&self, number: u64) -> &Stamp {
+        &self.kept[usize::try_from(number % u64::from(KEPT)).unwrap_or(0)]
+    }
 }
 
 /// The poller's count of a source's drained signals; `None`: it has no stamps.
@@ -318,8 +332,11 @@ mod tests {
         (1..=3).for_each(|time| stamps.note(time * 10));
         assert_eq!((stamps.of(0, 2), stamps.of(2, 1)), (Some(10), Some(30)));
         assert_eq!(stamps.of(2, 2), None, "more drained than noted");
-        (4..=7).for_each(|time| stamps.note(time * 10));
-        assert_eq!(stamps.of(0, 3), Some(0), "the next one may be overwriting it");
-        assert_eq!(stamps.of(1, 3), Some(20));
+        (4..=100).for_each(|time| stamps.note(time * 10));
+        assert_eq!(stamps.of(3, 90), Some(40), "the first one, after many");
+        assert_eq!(stamps.of(93, 1), Some(0), "one that was not kept");
+        assert_eq!(stamps.of(94, 6), Some(0));
+        stamps.note(7);
+        assert_eq!(stamps.of(100, 1), Some(7), "and on it goes");
     }
 }

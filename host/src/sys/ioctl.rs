@@ -83,6 +83,7 @@ table! {
     KVM_CHECK_EXTENSION: () = io(0x03, "KVM_CHECK_EXTENSION");
     KVM_GET_VCPU_MMAP_SIZE: () = io(0x04, "KVM_GET_VCPU_MMAP_SIZE");
     KVM_GET_SUPPORTED_CPUID: kb::kvm_cpuid2 = iowr(0x05, "KVM_GET_SUPPORTED_CPUID", Some(kb::KVM_CAP_EXT_CPUID));
+    KVM_GET_TSC_KHZ: () = io(0xa3, "KVM_GET_TSC_KHZ");
     KVM_CREATE_VCPU: () = io(0x41, "KVM_CREATE_VCPU");
     KVM_SET_USER_MEMORY_REGION: kb::kvm_userspace_memory_region =
         iow(0x46, "KVM_SET_USER_MEMORY_REGION", Some(kb::KVM_CAP_USER_MEMORY));

@@ -22,7 +22,7 @@ pub fn fifo(priority: i32) -> Result<()> {
 /// What has to be allowed before memory is locked: with less, a later allocation would fail where an unlocked one works.
 const ENOUGH_TO_LOCK: u64 = 1 << 30;
 
-/// Locks all pages of this process, present and future.
+/// Locks all pages of this process, present and future, each when it is first touched: what a warm-up touched stays.
 ///
 /// # Errors
 /// When the limit is too low, or EPERM.
@@ -34,7 +34,7 @@ pub fn lock_memory() -> Result<()> {
             .remedy("raise the memlock limit (ulimit -l unlimited)"));
     }
     // SAFETY: no pointers.
-    if unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE) } != 0 {
+    if unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT) } != 0 {
         return Err(Error::last_os("locking memory (mlockall)")
             .remedy("raise the memlock limit (ulimit -l unlimited) or grant CAP_IPC_LOCK"));
     }

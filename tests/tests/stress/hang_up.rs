@@ -37,6 +37,7 @@ fn producer() {
 #[test]
 fn a_producer_killed_is_a_hang_up_and_loses_nothing() {
     needs_kvm!();
+    let _alone = crate::alone();
     // Its own vector 0 is not used; the region and the eventfd come from the "other process".
     let (session, _signaller) = accepting(8, Signals::Eventfd, POLLED);
     let interrupts = session.interrupts().expect("a poller");

@@ -21,6 +21,7 @@ const LINE: Gsi = Gsi(0);
 #[test]
 fn an_end_is_not_believed_before_the_poller_says_it() {
     needs_kvm!();
+    let _alone = crate::alone();
     for backend in [Backend::AIO, Backend::EpollSpin] {
         let config = VmConfig { irqchip: Irqchip::Split, idle: Idle::Halt, halt_poll_ns: None };
         let vm = Vm::new(&config, None).expect("VM");
@@ -57,7 +58,9 @@ fn an_end_is_not_believed_before_the_poller_says_it() {
         interrupts.detach(id);
         let figures = poller.stop().expect("the poller ran to the end");
         let Outcome { delivered, merged, dropped } = figures.total();
-        assert_eq!((delivered + merged, dropped), (100, 0), "{backend:?}");
+        // What a poller without a CPU did not get to before the detach is still in the eventfd.
+        assert_eq!((delivered + merged + event.take(), dropped), (100, 0), "{backend:?}");
+        assert!(delivered > 0, "{backend:?}");
         // An interrupt for nothing is what a poll left behind by an earlier owner makes.
         assert_eq!(figures.spurious, 0, "{backend:?}");
     }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 fn at_full_rate(vectors: usize, signals: Signals, delivery: Delivery) {
     needs_kvm!();
+    let _alone = crate::alone();
     let (session, mut signaller) = accepting(vectors, signals, delivery);
     let mut sent = vec![0u64; vectors];
     let began = Instant::now();

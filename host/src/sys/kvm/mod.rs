@@ -130,6 +130,15 @@ fn set<T>(fd: BorrowedFd<'_>, ioctl: &Ioctl<T>, value: &T) -> Result<i32> {
 pub type Lapic = [u8; 1024];
 
 impl VmFd {
+    /// The rate of this host's TSC as its kernel knows it, in kHz.
+    ///
+    /// # Errors
+    /// ENOTTY before Linux 5.16.
+    pub fn tsc_khz(&self) -> Result<u64> {
+        let khz = io::value(self.fd.as_fd(), &io::KVM_GET_TSC_KHZ, 0)?;
+        Ok(u64::try_from(khz).unwrap_or(0))
+    }
+
     /// Switches a capability on.
     ///
     /// # Errors
