@@ -9,6 +9,7 @@
 
 use super::KernelTable;
 use crate::bus::Device;
+use crate::complaints::Complaints;
 use crate::error::Result;
 use crate::interrupts::Interrupts;
 use crate::sys::kvm::VmFd;
@@ -170,10 +171,18 @@ fn is_empty(pins: PinSet) -> bool {
 /// The chip's registers on the guest's bus.
 #[derive(Debug)]
 pub struct IoapicDevice {
-    /// The chip.
-    pub chip: Arc<SplitIoapic>,
+    chip: Arc<SplitIoapic>,
     /// Whose resamplers hear of its EOIs.
-    pub interrupts: Arc<Interrupts>,
+    interrupts: Arc<Interrupts>,
+    complaints: Complaints,
+}
+
+impl IoapicDevice {
+    /// The registers of `chip`; the resamplers are those of `interrupts`.
+    #[must_use]
+    pub fn new(chip: Arc<SplitIoapic>, interrupts: Arc<Interrupts>) -> Self {
+        Self { chip, interrupts, complaints: Complaints::default() }
+    }
 }
 
 impl Device for IoapicDevice {
@@ -186,7 +195,7 @@ impl Device for IoapicDevice {
         if (written.eoi_vectors_changed || !is_empty(written.routes))
             && let Err(error) = self.chip.publish()
         {
-            eprintln!("pollvisor: the guest's I/O APIC: {error}");
+            self.complaints.say(&"the guest's I/O APIC", &error);
         }
         if let Some(pin) = written.resample {
             self.interrupts.ack_pin(Chip::Ioapic, pin.number().into());
