@@ -25,9 +25,9 @@ const MINUTE: Duration = Duration::from_secs(60);
 /// What is taken in the first seconds is taken once.
 const SETTLED: Duration = Duration::from_secs(5);
 /// Accesses between two looks. A reset takes igb a tenth of a second.
-const ACCESSES: u64 = 400;
+const ACCESSES: u64 = 1000;
 /// A guest that has not made them by then has stopped itself.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(20);
 /// The end of a guest hangs when it takes longer; it takes less than one.
 const TEARDOWN: Duration = Duration::from_secs(60);
 const COMMAND: u16 = 4;
