@@ -114,7 +114,7 @@ impl Platform {
         let kernel = Arc::new(KernelTable::new(vm.fd().clone()));
         let (ioapic, inject) = match config.irqchip {
             Irqchip::Split => {
-                let chip = SplitIoapic::new(vm.fd().clone(), kernel.clone());
+                let chip = SplitIoapic::new(vm.fd().clone(), kernel.clone())?;
                 (Some(chip.clone()), KvmInject::with_ioapic(vm.fd().clone(), chip))
             }
             _ => {

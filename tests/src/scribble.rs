@@ -3,7 +3,7 @@
 
 use pollvisor::chips::IOAPIC_BASE;
 use pollvisor::guest::scribble::{Place, Shape, What};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// The environment's number for a run that is to be made again.
 const SEED: &str = "SCRIBBLE_SEED";
@@ -133,7 +133,13 @@ impl Vitals {
     /// # Errors
     /// What there is more of.
     pub fn check(&self) -> pollvisor::Result<Self> {
-        let now = Self::now();
+        // A thread that was told to end may take a moment.
+        let began = Instant::now();
+        let mut now = Self::now();
+        while now.threads > self.threads && began.elapsed() < Duration::from_secs(5) {
+            std::thread::sleep(Duration::from_millis(10));
+            now = Self::now();
+        }
         if now.resident > self.resident + GROWTH
             || now.descriptors > self.descriptors
             || now.threads > self.threads

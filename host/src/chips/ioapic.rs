@@ -10,7 +10,7 @@
 use super::KernelTable;
 use crate::bus::Device;
 use crate::complaints::Complaints;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::interrupts::Interrupts;
 use crate::sys::kvm::VmFd;
 use crate::vm::{EOI_GSI, EOI_GSIS};
@@ -18,6 +18,7 @@ use pollvisor_core::ids::Gsi;
 use pollvisor_core::inject::{InjectError, LineSource};
 use pollvisor_core::ioapic::{Deliver, Effects, Ioapic, PINS, Pin, PinSet, Version, eoi_route};
 use pollvisor_core::route::{Chip, IOAPIC_PINS, RawRoute};
+use std::sync::mpsc::{self, SyncSender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -35,18 +36,36 @@ pub struct SplitIoapic {
     resamplers: Mutex<[u32; PINS]>,
     fd: Arc<VmFd>,
     table: Arc<KernelTable>,
+    /// Wakes the thread that ends a storm's pause. Not a vCPU's own: what that starts would be on its CPU, at its priority.
+    storm: SyncSender<()>,
 }
 
 impl SplitIoapic {
-    /// A chip as it comes out of reset.
-    #[must_use]
-    pub fn new(fd: Arc<VmFd>, table: Arc<KernelTable>) -> Arc<Self> {
-        Arc::new(Self {
+    /// A chip as it comes out of reset, and the thread of its pauses, which ends with it.
+    ///
+    /// # Errors
+    /// When threads run out.
+    pub fn new(fd: Arc<VmFd>, table: Arc<KernelTable>) -> Result<Arc<Self>> {
+        // One that waits is for all pins.
+        let (storm, storms) = mpsc::sync_channel(1);
+        let chip = Arc::new(Self {
             chip: Mutex::new(Ioapic::new(Version::V11)),
             resamplers: Mutex::new([0; PINS]),
             fd,
             table,
-        })
+            storm,
+        });
+        let this = Arc::downgrade(&chip);
+        let thread = std::thread::Builder::new().name("pv-ioapic".into()).spawn(move || {
+            while storms.recv().is_ok() {
+                std::thread::sleep(STORM_PAUSE);
+                let Some(this) = Weak::upgrade(&this) else { return };
+                let effects = this.lock().inject_delayed();
+                let _sent = this.settle(&effects);
+            }
+        });
+        thread.map_err(|e| Error::os("starting pv-ioapic", &e))?;
+        Ok(chip)
     }
 
     fn lock(&self) -> MutexGuard<'_, Ioapic> {
@@ -92,7 +111,7 @@ impl SplitIoapic {
     ///
     /// # Errors
     /// The kernel's, when a route cannot be set.
-    pub fn eoi(self: &Arc<Self>, interrupts: &Interrupts, vector: u8) -> Result<()> {
+    pub fn eoi(&self, interrupts: &Interrupts, vector: u8) -> Result<()> {
         let acked = self.lock().eoi(vector);
         for pin in acked.pins().iter() {
             interrupts.ack_pin(Chip::Ioapic, pin.number().into());
@@ -101,24 +120,13 @@ impl SplitIoapic {
         self.settle(&effects)
     }
 
-    fn settle(self: &Arc<Self>, effects: &Effects) -> Result<()> {
+    fn settle(&self, effects: &Effects) -> Result<()> {
         if effects.eoi_vectors_changed || !is_empty(effects.routes) {
             self.publish()?;
         }
         if effects.delayed {
-            let this = Arc::downgrade(self);
-            // One in ten thousand interrupts of a guest that does not quiet its device.
-            let later = std::thread::Builder::new().name("pv-ioapic-storm".into()).spawn(move || {
-                std::thread::sleep(STORM_PAUSE);
-                if let Some(this) = Weak::upgrade(&this) {
-                    let effects = this.lock().inject_delayed();
-                    let _sent = this.settle(&effects);
-                }
-            });
-            if later.is_err() {
-                let effects = self.lock().inject_delayed();
-                return self.settle(&effects);
-            }
+            // One in ten thousand interrupts of a guest that does not quiet its device. Full: one is about to begin.
+            let _begun = self.storm.try_send(());
         }
         // An interrupt that nobody took is kept by the chip; there is nobody to tell.
         let _sent = self.send(effects.deliver.iter().copied());
