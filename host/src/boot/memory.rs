@@ -119,6 +119,25 @@ fn lacking(wanted: &MemoryArg, error: Error) -> Error {
     ))
 }
 
+/// How many huge pages of `page` bytes nobody has or reserved: of these nodes, or of the host.
+#[must_use]
+pub fn free_huge(page: u64, nodes: Option<Nodes>) -> u64 {
+    let read = |folder: &Path, name: &str| -> u64 {
+        let text = std::fs::read_to_string(folder.join(format!("hugepages-{}kB", page >> 10)).join(name));
+        text.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+    };
+    let host = Path::new("/sys/kernel/mm/hugepages");
+    let reserved = read(host, "resv_hugepages");
+    let free = match nodes {
+        None => read(host, "free_hugepages"),
+        Some(nodes) => {
+            let node = |node| read(&Path::new(NODES).join(format!("node{node}/hugepages")), "free_hugepages");
+            nodes.numbers().into_iter().map(node).sum()
+        }
+    };
+    free.saturating_sub(reserved)
+}
+
 /// Free pages of `size` KiB, node by node.
 fn free_pages(nodes: &Path, size: u64) -> Vec<String> {
     let mut free = Vec::new();

@@ -67,7 +67,7 @@ pub struct BootArgs {
 /// `--profile`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Profile {
-    /// --overcommit cpu-pm=on, --cpu-dma-latency on, --halt-poll 1000000, --memory mlock=on, affinity, irq_cpus
+    /// --overcommit cpu-pm=on, --cpu-dma-latency on, --halt-poll 1000000, --memory mlock=on,hugepages=on, affinity, irq_cpus
     LowLatency,
 }
 
@@ -84,6 +84,8 @@ pub struct MemoryArg {
     pub mlock: bool,
     /// Whether the kernel is to make huge pages of it; `None`: as the host is set.
     pub thp: Option<bool>,
+    /// Whether huge pages were refused.
+    pub ordinary: bool,
     /// The host's NUMA nodes that it comes from; `None`: as the kernel finds it.
     pub nodes: Option<Nodes>,
 }
@@ -92,7 +94,7 @@ impl MemoryArg {
     /// Ordinary memory.
     #[must_use]
     pub const fn of(size: u64) -> Self {
-        Self { size, hugepage: None, prefault: false, mlock: false, thp: None, nodes: None }
+        Self { size, hugepage: None, prefault: false, mlock: false, thp: None, ordinary: false, nodes: None }
     }
 }
 
@@ -144,6 +146,7 @@ fn memory(text: &str) -> Result<MemoryArg, String> {
         }
     }
     memory.size = size.ok_or("size=N is missing")?;
+    memory.ordinary = huge == Some(false);
     memory.hugepage = match (huge, page) {
         (Some(true), page) => Some(page.unwrap_or(HUGE)),
         (None, Some(page)) => Some(page),
@@ -211,6 +214,7 @@ mod tests {
     fn memory_is_read() {
         let plain = MemoryArg::of(1 << 30);
         assert_eq!(memory("size=1G"), Ok(plain));
+        assert_eq!(memory("size=1G,hugepages=off"), Ok(MemoryArg { ordinary: true, ..plain }));
         assert_eq!(memory("size=1024M,thp=on"), Ok(MemoryArg { thp: Some(true), ..plain }));
         let huge = MemoryArg { hugepage: Some(1 << 30), prefault: true, mlock: true, ..plain };
         assert_eq!(memory("size=1G,hugepage_size=1G,prefault=on,mlock=on"), Ok(huge));

@@ -183,6 +183,49 @@ mod tests {
         }
     }
 
+    /// A guest that reads an MSR.
+    fn reads_msr(number: u32) -> Result<()> {
+        let guest = Guest::new()?;
+        let config = VmConfig { irqchip: Irqchip::Split, idle: Idle::Halt, halt_poll_ns: None };
+        let vm = Vm::new(&config, Some(guest.memory().clone()))?;
+        let vcpu = vm.create_vcpu(VcpuId(0))?;
+        guest.prepare(&vcpu, Role::Puppet)?;
+        let [a, b, c, d] = number.to_le_bytes();
+        // mov ecx, number; rdmsr; ret
+        let code = [0xb9, a, b, c, d, 0x0f, 0x32, 0xc3];
+        guest.memory().write_slice(&code, GuestAddress(super::super::SCRIBBLE)).map_err(outside)?;
+        let placement = Placement { cpu: None, fifo: None };
+        let thread = VcpuThread::start(vcpu, placement, Arc::new(Bare))?;
+        let puppet = Puppet::new(guest, vm.fd().clone(), VcpuId(0));
+        std::thread::scope(|scope| {
+            let called = scope.spawn(|| puppet.call(super::super::SCRIBBLE, 0, PATIENCE));
+            while !called.is_finished() && !thread.has_ended() {
+                std::thread::yield_now();
+            }
+            // One that ended is not waited for: its answer comes from here.
+            let mailbox = Guest::records(VcpuId(0)) + MAILBOX;
+            let _over = puppet.guest.memory().store(0u64, GuestAddress(mailbox), Ordering::Release);
+        });
+        thread.stop()
+    }
+
+    #[test]
+    fn an_unknown_msr_is_a_general_protection_fault() {
+        if crate::sys::kvm::Kvm::open().is_err() {
+            eprintln!("SKIPPED: no /dev/kvm");
+            return;
+        }
+        const EFER: u32 = 0xc000_0080;
+        reads_msr(EFER).expect("one that every processor has");
+        let ignored = std::fs::read_to_string("/sys/module/kvm/parameters/ignore_msrs").unwrap_or_default();
+        if ignored.trim() == "Y" {
+            eprintln!("SKIPPED: this host's KVM ignores unknown MSRs");
+            return;
+        }
+        let error = reads_msr(0x1234_5678).expect_err("no processor has it").to_string();
+        assert!(error.contains("exception 13"), "{error}");
+    }
+
     #[test]
     fn every_access_arrives_as_the_guests() {
         if crate::sys::kvm::Kvm::open().is_err() {

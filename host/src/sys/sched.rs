@@ -41,6 +41,20 @@ pub fn lock_memory() -> Result<()> {
     Ok(())
 }
 
+/// That so many bytes may be locked.
+///
+/// # Errors
+/// With the limit, when it is less.
+pub fn may_lock(bytes: u64) -> Result<()> {
+    match memlock_limit() {
+        Some(limit) if limit < bytes => {
+            Err(Error::new(format!("{} KiB are not locked: the limit is {} KiB", bytes / 1024, limit / 1024))
+                .remedy("raise the memlock limit (ulimit -l unlimited)"))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// How many bytes this process may lock; `None`: as many as there are.
 #[must_use]
 fn memlock_limit() -> Option<u64> {
