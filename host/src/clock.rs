@@ -85,6 +85,13 @@ fn from_kvm() -> Option<u64> {
     Kvm::open().ok()?.create_vm().ok()?.tsc_khz().ok().filter(|khz| *khz != 0)
 }
 
+/// Whether the host's kernel would keep time by its TSC: it strikes one that is off its list (`clocksource_mark_unstable`).
+#[must_use]
+pub fn kernel_trusts_tsc() -> bool {
+    let list = "/sys/devices/system/clocksource/clocksource0/available_clocksource";
+    std::fs::read_to_string(list).is_ok_and(|list| list.split_whitespace().any(|source| source == "tsc"))
+}
+
 /// The median of several short comparisons with the kernel's clock; each is bracketed so that a preemption shows.
 fn measure() -> u64 {
     let mut rates: Vec<u64> = (0..5)

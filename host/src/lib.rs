@@ -7,6 +7,7 @@ pub mod bus;
 pub mod chips;
 pub mod cli;
 pub mod clock;
+mod complaints;
 pub mod devices;
 pub mod error;
 pub mod flight;

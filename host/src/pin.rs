@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use crate::sys::sched;
 use core_affinity::CoreId;
+use std::sync::LazyLock;
 
 /// How a thread of the interrupt path is to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,13 +66,16 @@ pub fn not_isolated(placements: &[Placement]) -> Option<String> {
         .then(|| format!("CPUs {shared:?} are not isolated: other work runs there and shows in the tail"))
 }
 
-/// The CPUs this process may use.
+/// The CPUs this process may use: those of the thread that asks first, before it goes to one of its own.
 #[must_use]
 pub fn available() -> Vec<usize> {
-    let mut cpus: Vec<_> =
-        core_affinity::get_core_ids().unwrap_or_default().iter().map(|core| core.id).collect();
-    cpus.sort_unstable();
-    cpus
+    static CPUS: LazyLock<Vec<usize>> = LazyLock::new(|| {
+        let mut cpus: Vec<_> =
+            core_affinity::get_core_ids().unwrap_or_default().iter().map(|core| core.id).collect();
+        cpus.sort_unstable();
+        cpus
+    });
+    CPUS.clone()
 }
 
 /// The CPUs that the scheduler leaves alone.

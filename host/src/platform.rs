@@ -114,7 +114,7 @@ impl Platform {
         let kernel = Arc::new(KernelTable::new(vm.fd().clone()));
         let (ioapic, inject) = match config.irqchip {
             Irqchip::Split => {
-                let chip = SplitIoapic::new(vm.fd().clone(), kernel.clone());
+                let chip = SplitIoapic::new(vm.fd().clone(), kernel.clone())?;
                 (Some(chip.clone()), KvmInject::with_ioapic(vm.fd().clone(), chip))
             }
             _ => {
@@ -137,7 +137,7 @@ impl Platform {
         parts.buses.add_memory(ECAM_BASE, ECAM_SIZE, Arc::new(Ecam(parts.clone())))?;
         parts.buses.add_ports(CONFIG_PORTS, 8, Arc::new(ConfigPorts(parts.clone())))?;
         if let Some(chip) = &parts.ioapic {
-            let device = IoapicDevice { chip: chip.clone(), interrupts: interrupts.clone() };
+            let device = IoapicDevice::new(chip.clone(), interrupts.clone());
             parts.buses.add_memory(IOAPIC_BASE, IOAPIC_SIZE, Arc::new(device))?;
         }
         Ok(Self { interrupts, parts, vm })

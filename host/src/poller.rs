@@ -122,6 +122,12 @@ impl PollerThread {
         &self.lacking
     }
 
+    /// Whether it ended by itself, which a poller does only on an error: nobody watches its sources then.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
     /// Passes made so far, to the nearest thousand.
     #[must_use]
     pub fn passes(&self) -> u64 {
@@ -174,7 +180,13 @@ impl PollerThread {
         self.port.wake().inspect(|wake| wake.signal(1));
         let thread = self.thread.take()?;
         thread.thread().unpark();
-        Some(thread.join().unwrap_or_else(|_| Err(Error::new("a poller panicked"))))
+        let name = thread.thread().name().unwrap_or("a poller").to_string();
+        Some(thread.join().unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("no reason given");
+            Err(Error::new(format!("{name} panicked, and nobody watches its sources: {text}"))
+                .remedy("report this as a bug"))
+        }))
     }
 }
 

@@ -1,4 +1,10 @@
 //! A virtual CPU's thread.
+//!
+//! It carries its exits out itself, also those that change routes or an assigned device's set-up: an access has to have had
+//! its effect when the guest's instruction is over (no message by the old route after a mask was written, PCI 3.0, 6.8.3.4),
+//! so the vCPU would wait for any other thread, its CPU idle meanwhile, and two switches longer. A poller's CPU has no part in
+//! it: it never waits, it is waited for. Whatever need not be over by then is done elsewhere: deferred deliveries,
+//! shutdowns, an I/O APIC's pauses, devices that go.
 
 use crate::error::{Error, Result};
 use crate::pin::Placement;
@@ -31,9 +37,15 @@ impl VcpuThread {
     /// Runs `vcpu` on a thread of its own, placed as asked; an error of `exits` ends it.
     ///
     /// # Errors
-    /// When it cannot be placed.
+    /// When it cannot be placed, or KVM does not run it.
     pub fn start(mut vcpu: VcpuFd, placement: Placement, exits: Arc<dyn Exits>) -> Result<Self> {
         sched::handle_kicks();
+        // A VM's first KVM_RUN makes a thread of KVM's (`kvm_mmu_post_init_vm`, Linux 6.14) that has the CPUs and the priority
+        // of who called: this thread's, not the vCPU's. It comes back before the guest is entered.
+        vcpu.set_immediate_exit(true);
+        let entered = vcpu.run().map(drop);
+        vcpu.set_immediate_exit(false);
+        entered?;
         let stop = Arc::new(AtomicBool::new(false));
         let (ready, started) = mpsc::sync_channel(1);
         let name = format!("vCPU {}", vcpu.id().0);

@@ -1,6 +1,8 @@
 //! A VM and its virtual CPUs, set up for the interrupt path: split irqchip, x2APIC, LAPICs that accept.
 
+use crate::boot::cpuid::withdraw_invariant_tsc;
 use crate::chips::SplitIoapic;
+use crate::clock::kernel_trusts_tsc;
 use crate::error::{Error, Result};
 use crate::sys::kvm::{Kvm, VcpuFd, VmFd};
 use kvm_bindings as kb;
@@ -123,7 +125,9 @@ impl Vm {
     /// The kernel's.
     pub fn create_bare_vcpu(&self, id: VcpuId, cpuid: &[kb::kvm_cpuid_entry2]) -> Result<VcpuFd> {
         let vcpu = self.fd.create_vcpu(id).map_err(|e| e.context(format!("vCPU {}", id.0)))?;
-        vcpu.set_cpuid(cpuid)?;
+        let mut cpuid = cpuid.to_vec();
+        withdraw_invariant_tsc(&mut cpuid, kernel_trusts_tsc());
+        vcpu.set_cpuid(&cpuid)?;
         Ok(vcpu)
     }
 

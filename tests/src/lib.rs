@@ -13,3 +13,5 @@ pub mod pci;
 pub mod races;
 #[cfg(not(loom))]
 pub mod rig;
+#[cfg(not(loom))]
+pub mod scribble;

@@ -71,7 +71,11 @@ impl Intx {
                 let source = Source::Event(self.event.clone());
                 let resample = Some(self.unmask.clone());
                 let attach = Attach { source, gsi: Gsi(pin.into()), port, resample, slot: Some(self.slot) };
-                Bound::Polled(parts.interrupts.attach_with(attach)?)
+                let attached = parts.interrupts.attach_with(attach);
+                if attached.is_err() {
+                    ioapic.set_resampler(self.pin, false)?;
+                }
+                Bound::Polled(attached?)
             }
             (Via::Kernel, None) => {
                 let gsi = line_of(Chip::Ioapic, pin.into());

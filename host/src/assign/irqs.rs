@@ -119,8 +119,11 @@ impl Irqs {
     /// Fires a vector as if the device had: no hardware is involved.
     ///
     /// # Errors
-    /// EINVAL when it is not set up.
+    /// EINVAL when it is not set up. For a vector without a trigger the kernel does nothing, and says nothing.
     pub fn fire(&self, kind: Kind, vector: u32) -> Result<()> {
+        if kind != Kind::Intx && !self.has(vector) {
+            return Err(self.told(format!("vector {vector} is not set up (EINVAL)")));
+        }
         self.request(kind.index(), vector, 1, IrqAction::Trigger, IrqData::None).map(drop)
     }
 

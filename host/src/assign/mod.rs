@@ -22,6 +22,7 @@ pub use irqs::Irqs;
 pub use open::{Opener, Opening};
 pub use vectors::{Vector, Via};
 
+use crate::complaints::Complaints;
 use crate::devices::Host;
 use crate::devices::affinity::set_irq_affinity;
 use crate::error::{Error, Result};
@@ -35,7 +36,6 @@ use pollvisor_core::irqfd::Outcome;
 use pollvisor_core::line::{InGate, IrqGate, Kind, Single};
 use pollvisor_core::teardown::device::{Closed, Opened};
 use std::convert::Infallible;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use vfio_bindings::bindings::vfio as vb;
 use wiring::Wiring;
@@ -45,8 +45,6 @@ const COMMAND: u16 = 4;
 const MEMORY_DECODING: u8 = 2;
 /// Bytes of an MSI-X table's entry.
 const ENTRY: u64 = 16;
-/// Complaints about one device that are printed: a guest can make any number.
-const COMPLAINTS: u32 = 16;
 
 /// How a device is assigned.
 #[derive(Debug, Clone)]
@@ -80,7 +78,7 @@ pub struct Assigned {
     irq_cpus: Option<(Bdf, Vec<usize>)>,
     gate: IrqGate<Box<State>>,
     me: Weak<Self>,
-    complaints: AtomicU32,
+    complaints: Complaints,
 }
 
 #[derive(Debug)]
@@ -174,7 +172,7 @@ impl Assigned {
             irq_cpus: config.irq_cpus.clone(),
             gate: IrqGate::new(Box::new(state)),
             me: me.clone(),
-            complaints: AtomicU32::new(0),
+            complaints: Complaints::default(),
         }))
     }
 
@@ -323,8 +321,6 @@ impl Assigned {
     }
 
     fn complain(&self, error: &Error) {
-        if self.complaints.fetch_add(1, Ordering::Relaxed) < COMPLAINTS {
-            eprintln!("pollvisor: {}: {error}", self.name);
-        }
+        self.complaints.say(&self.name, error);
     }
 }

@@ -165,7 +165,9 @@ impl Wiring {
     /// # Errors
     /// What could not be; the next change tries again.
     pub fn follow(&mut self, config: &mut ConfigSpace, parts: &Parts) -> Result<()> {
-        let (kind, messages) = wanted(config);
+        let (kind, mut messages) = wanted(config);
+        // No more than VFIO has, whatever the registers have room for.
+        messages.truncate(self.vectors.len());
         let kind = kind.or(self.intx.as_ref().map(|_| Kind::Intx));
         let now = match self.irqs.set_up() {
             IrqType::Is(kind) => Some(kind),

@@ -1,4 +1,8 @@
 //! A vCPU's state at the kernel's first instruction. All but the first wait for INIT and SIPI, as they come from KVM.
+//!
+//! Model-specific registers are KVM's business: there is no filter, and no exit for them. What KVM and CPUID do not offer is
+//! #GP to the guest, as on a processor that does not have it, and Linux's probing takes it so (`rdmsr_safe`). A host whose
+//! KVM ignores unknown ones instead (`kvm.ignore_msrs=1`) does so for this guest, too.
 
 use super::load::Entry;
 use super::{GDT, PAGE_TABLES, START_INFO, ZERO_PAGE, put};

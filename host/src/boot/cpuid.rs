@@ -73,6 +73,14 @@ pub fn leaves(supported: &[Leaf], id: u32, cpus: Cpus) -> Vec<Leaf> {
     leaves
 }
 
+/// Takes the claim of an invariant TSC back where the host's kernel does not trust its own: KVM copies the processor's.
+pub fn withdraw_invariant_tsc(leaves: &mut [Leaf], trusted: bool) {
+    const INVARIANT_TSC: u32 = 1 << 8;
+    for leaf in leaves.iter_mut().filter(|leaf| leaf.function == 0x8000_0007 && !trusted) {
+        leaf.edx &= !INVARIANT_TSC;
+    }
+}
+
 /// `AuthenticAMD` in EBX, EDX, ECX.
 const AMD: [u32; 3] = [0x6874_7541, 0x6974_6e65, 0x444d_4163];
 
@@ -114,6 +122,15 @@ mod tests {
             (2, 3, 0x201, 2)
         );
         assert!(leaves.iter().all(|l| l.function != 0x1f));
+    }
+
+    #[test]
+    fn a_tsc_is_invariant_only_if_it_is() {
+        for (trusted, edx) in [(true, 0x1ff), (false, 0xff)] {
+            let mut leaves = [leaf(0x8000_0007, 0, 0, 0, 0x1ff), leaf(1, 0, 0, 0, 0x1ff)];
+            withdraw_invariant_tsc(&mut leaves, trusted);
+            assert_eq!((leaves[0].edx, leaves[1].edx), (edx, 0x1ff));
+        }
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! The guest's memory: from 0, with a hole for devices below 4 GiB.
 
 use super::HIGH;
+use super::prefault::{Progress, prefault};
 use crate::cli::MemoryArg;
 use crate::error::{Error, Result};
+use crate::pin::parse_list;
 use crate::platform::{MMIO32, MMIO64};
-use crate::sys::guest_memory::{Advice, advise, map};
+use crate::sys::guest_memory::{Advice, Nodes, advise, bind, map};
 use std::path::Path;
 use vm_memory::{
     Address, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
@@ -13,6 +15,7 @@ use vm_memory::{
 const FOUR_GIB: u64 = 1 << 32;
 /// Less than this boots no kernel.
 const LEAST: u64 = 64 << 20;
+const NODES: &str = "/sys/devices/system/node";
 
 /// Where memory of `size` bytes goes: address and length of each piece.
 ///
@@ -38,7 +41,10 @@ pub fn pieces(size: u64, page: u64) -> Result<Vec<(u64, u64)>> {
 /// # Errors
 /// What cannot be had, and what to do about it.
 pub fn allocate(wanted: &MemoryArg) -> Result<GuestMemoryMmap> {
-    let pieces = pieces(wanted.size, wanted.hugepage.unwrap_or(4096))?;
+    let page = wanted.hugepage.unwrap_or(4096);
+    let pieces = pieces(wanted.size, page)?;
+    wanted.nodes.as_ref().map_or(Ok(()), check_nodes)?;
+    let progress = Progress::new(wanted.size);
     let mut regions = Vec::new();
     for (at, size) in pieces {
         let size = usize::try_from(size).unwrap_or(usize::MAX);
@@ -52,8 +58,13 @@ pub fn allocate(wanted: &MemoryArg) -> Result<GuestMemoryMmap> {
                 e.remedy_for(libc::EINVAL, "a kernel with CONFIG_TRANSPARENT_HUGEPAGE, or no thp=")
             })?;
         }
-        if wanted.prefault {
-            prefault(&region, size).map_err(|e| {
+        if let Some(nodes) = &wanted.nodes {
+            bind(&region, nodes)?;
+        }
+        // Huge pages are reserved on the host as a whole: that a node has none left shows only when they are made, and the
+        // guest would die of it.
+        if wanted.prefault || wanted.nodes.is_some() && wanted.hugepage.is_some() {
+            prefault(&region, size, page, &progress).map_err(|e| {
                 lacking(wanted, e).remedy_for(libc::EINVAL, "Linux 5.14 or newer, or no prefault=on")
             })?;
         }
@@ -68,19 +79,23 @@ pub fn allocate(wanted: &MemoryArg) -> Result<GuestMemoryMmap> {
     GuestMemoryMmap::from_regions(regions).map_err(|e| Error::new(format!("the guest's memory: {e}")))
 }
 
-/// Has every page made, by as many threads as this process has CPUs: a page takes the kernel longer to clear than to find.
-fn prefault(region: &GuestRegionMmap, size: usize) -> Result<()> {
-    const STEP: usize = 1 << 30;
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let part = size.div_ceil(threads).next_multiple_of(STEP >> 9);
-    std::thread::scope(|scope| {
-        let starts = (0..size).step_by(part);
-        let work = |from: usize| move || advise(region, from..size.min(from + part), Advice::Populate);
-        let running: Vec<_> = starts.map(|from| scope.spawn(work(from))).collect();
-        running.into_iter().try_for_each(|thread| {
-            thread.join().unwrap_or_else(|_| Err(Error::new("a thread that made pages panicked")))
-        })
-    })
+/// That the nodes are there, and have memory.
+fn check_nodes(wanted: &Nodes) -> Result<()> {
+    let list = ["has_memory", "online"]
+        .iter()
+        .find_map(|name| std::fs::read_to_string(Path::new(NODES).join(name)).ok());
+    let there = list.and_then(|list| parse_list(list.trim()).ok()).unwrap_or_default();
+    match wanted.numbers().iter().find(|node| !there.contains(node)) {
+        None => Ok(()),
+        Some(node) if there.is_empty() => {
+            Err(Error::new(format!("--memory host_numa_node={node}: this kernel has no NUMA nodes"))
+                .remedy("leave host_numa_node= out"))
+        }
+        Some(node) => Err(Error::new(format!(
+            "--memory host_numa_node={node}: this host has no such node with memory, only {there:?}"
+        ))
+        .remedy("one of these; a device's is in /sys/bus/pci/devices/*/numa_node")),
+    }
 }
 
 /// What there is of the memory that could not be had.
@@ -90,12 +105,37 @@ fn lacking(wanted: &MemoryArg, error: Error) -> Error {
         return error.remedy_for(libc::ENOMEM, "--memory with less, or a host with more");
     };
     let (count, size) = (wanted.size.div_ceil(page), page >> 10);
-    let free = free_pages(Path::new("/sys/devices/system/node"), size);
+    let free = free_pages(Path::new(NODES), size);
     let free = if free.is_empty() { "this kernel has none of this size".into() } else { free.join(", ") };
-    error.context(format!("{count} huge pages of {} MiB; {free}", page >> 20)).remedy(format!(
-        "echo {count} > /sys/kernel/mm/hugepages/hugepages-{size}kB/nr_hugepages, or at boot hugepagesz={}M hugepages={count}",
+    let bound = wanted.nodes.map(|nodes| nodes.numbers());
+    let from = bound.as_ref().map_or(String::new(), |nodes| format!(" of NUMA nodes {nodes:?}"));
+    let folder = match bound.as_deref() {
+        Some([node, ..]) => format!("{NODES}/node{node}"),
+        _ => "/sys/kernel/mm".into(),
+    };
+    error.context(format!("{count} huge pages of {} MiB{from}; {free}", page >> 20)).remedy(format!(
+        "echo {count} > {folder}/hugepages/hugepages-{size}kB/nr_hugepages, or at boot hugepagesz={}M hugepages={count}",
         page >> 20
     ))
+}
+
+/// How many huge pages of `page` bytes nobody has or reserved: of these nodes, or of the host.
+#[must_use]
+pub fn free_huge(page: u64, nodes: Option<Nodes>) -> u64 {
+    let read = |folder: &Path, name: &str| -> u64 {
+        let text = std::fs::read_to_string(folder.join(format!("hugepages-{}kB", page >> 10)).join(name));
+        text.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+    };
+    let host = Path::new("/sys/kernel/mm/hugepages");
+    let reserved = read(host, "resv_hugepages");
+    let free = match nodes {
+        None => read(host, "free_hugepages"),
+        Some(nodes) => {
+            let node = |node| read(&Path::new(NODES).join(format!("node{node}/hugepages")), "free_hugepages");
+            nodes.numbers().into_iter().map(node).sum()
+        }
+    };
+    free.saturating_sub(reserved)
 }
 
 /// Free pages of `size` KiB, node by node.
@@ -147,6 +187,38 @@ mod tests {
         let memory = allocate(&wanted).expect("64 MiB");
         assert_eq!(below_hole(&memory), 64 << 20);
         memory.write_obj(7u8, GuestAddress((64 << 20) - 1)).expect("the last byte");
+    }
+
+    /// What the kernel says of the memory at an address, in `/proc/self/numa_maps`.
+    fn policy(address: usize) -> Option<String> {
+        let maps = std::fs::read_to_string("/proc/self/numa_maps").ok()?;
+        let line = maps.lines().find(|line| line.starts_with(&format!("{address:x} ")))?;
+        Some(line.to_string())
+    }
+
+    #[test]
+    fn memory_comes_from_its_nodes() {
+        let wanted = |nodes| MemoryArg { prefault: true, nodes: Nodes::of(nodes), ..MemoryArg::of(64 << 20) };
+        if !Path::new(NODES).exists() {
+            return println!("SKIPPED: this kernel has no NUMA nodes");
+        }
+        let memory = allocate(&wanted(&[0])).expect("64 MiB of node 0");
+        let region = memory.iter().next().expect("one");
+        match policy(region.as_ptr() as usize) {
+            None => println!("SKIPPED: no /proc/self/numa_maps to see it in"),
+            // All of its pages, and of no other node.
+            Some(line) => {
+                assert!(line.contains(" bind:0 ") && line.contains(" N0=16384"), "{line}");
+                assert!(!line.contains(" N1="), "{line}");
+            }
+        }
+        for missing in [&[1023][..], &[0, 1023]] {
+            let error = allocate(&wanted(missing)).expect_err("there is no such node").to_string();
+            assert!(error.contains("host_numa_node=1023: this host has no such node"), "{error}");
+        }
+        let huge = MemoryArg { hugepage: Some(1 << 30), ..MemoryArg { size: 63 << 30, ..wanted(&[0]) } };
+        let error = allocate(&huge).expect_err("63 GiB of huge pages").to_string();
+        assert!(error.contains("of NUMA nodes [0]") && error.contains("node0/hugepages"), "{error}");
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //!  0x500 GDT   0x6000 start info   0x7000 zero page   0x9000 page tables   0x2_0000 command line   0xe_0000 ACPI   0xf_fff0 reset
 //!  1 MiB .. kernel .. initramfs .. 3 GiB        4 GiB .. the rest of the memory
 //! ```
-//! * [`memory`] the guest's memory
+//! * [`memory`] the guest's memory; `prefault` makes it beforehand
 //! * [`load`] kernel, initramfs and command line, and what the kernel is told of them
 //! * [`image`] what is checked of an ELF file before it is loaded
 //! * [`acpi`] the machine's tables
@@ -17,6 +17,7 @@ pub mod cpuid;
 pub mod image;
 pub mod load;
 pub mod memory;
+mod prefault;
 
 /// The end of what firmware calls conventional memory; below are this module's tables.
 pub(crate) const LOW_END: u64 = 0xa_0000;

@@ -9,7 +9,8 @@
 
 use super::KernelTable;
 use crate::bus::Device;
-use crate::error::Result;
+use crate::complaints::Complaints;
+use crate::error::{Error, Result};
 use crate::interrupts::Interrupts;
 use crate::sys::kvm::VmFd;
 use crate::vm::{EOI_GSI, EOI_GSIS};
@@ -17,6 +18,7 @@ use pollvisor_core::ids::Gsi;
 use pollvisor_core::inject::{InjectError, LineSource};
 use pollvisor_core::ioapic::{Deliver, Effects, Ioapic, PINS, Pin, PinSet, Version, eoi_route};
 use pollvisor_core::route::{Chip, IOAPIC_PINS, RawRoute};
+use std::sync::mpsc::{self, SyncSender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -34,18 +36,36 @@ pub struct SplitIoapic {
     resamplers: Mutex<[u32; PINS]>,
     fd: Arc<VmFd>,
     table: Arc<KernelTable>,
+    /// Wakes the thread that ends a storm's pause. Not a vCPU's own: what that starts would be on its CPU, at its priority.
+    storm: SyncSender<()>,
 }
 
 impl SplitIoapic {
-    /// A chip as it comes out of reset.
-    #[must_use]
-    pub fn new(fd: Arc<VmFd>, table: Arc<KernelTable>) -> Arc<Self> {
-        Arc::new(Self {
+    /// A chip as it comes out of reset, and the thread of its pauses, which ends with it.
+    ///
+    /// # Errors
+    /// When threads run out.
+    pub fn new(fd: Arc<VmFd>, table: Arc<KernelTable>) -> Result<Arc<Self>> {
+        // One that waits is for all pins.
+        let (storm, storms) = mpsc::sync_channel(1);
+        let chip = Arc::new(Self {
             chip: Mutex::new(Ioapic::new(Version::V11)),
             resamplers: Mutex::new([0; PINS]),
             fd,
             table,
-        })
+            storm,
+        });
+        let this = Arc::downgrade(&chip);
+        let thread = crate::pin::thread("pv-ioapic").spawn(move || {
+            while storms.recv().is_ok() {
+                std::thread::sleep(STORM_PAUSE);
+                let Some(this) = Weak::upgrade(&this) else { return };
+                let effects = this.lock().inject_delayed();
+                let _sent = this.settle(&effects);
+            }
+        });
+        thread.map_err(|e| Error::os("starting pv-ioapic", &e))?;
+        Ok(chip)
     }
 
     fn lock(&self) -> MutexGuard<'_, Ioapic> {
@@ -91,7 +111,7 @@ impl SplitIoapic {
     ///
     /// # Errors
     /// The kernel's, when a route cannot be set.
-    pub fn eoi(self: &Arc<Self>, interrupts: &Interrupts, vector: u8) -> Result<()> {
+    pub fn eoi(&self, interrupts: &Interrupts, vector: u8) -> Result<()> {
         let acked = self.lock().eoi(vector);
         for pin in acked.pins().iter() {
             interrupts.ack_pin(Chip::Ioapic, pin.number().into());
@@ -100,24 +120,13 @@ impl SplitIoapic {
         self.settle(&effects)
     }
 
-    fn settle(self: &Arc<Self>, effects: &Effects) -> Result<()> {
+    fn settle(&self, effects: &Effects) -> Result<()> {
         if effects.eoi_vectors_changed || !is_empty(effects.routes) {
             self.publish()?;
         }
         if effects.delayed {
-            let this = Arc::downgrade(self);
-            // One in ten thousand interrupts of a guest that does not quiet its device.
-            let later = crate::pin::thread("pv-ioapic-storm").spawn(move || {
-                std::thread::sleep(STORM_PAUSE);
-                if let Some(this) = Weak::upgrade(&this) {
-                    let effects = this.lock().inject_delayed();
-                    let _sent = this.settle(&effects);
-                }
-            });
-            if later.is_err() {
-                let effects = self.lock().inject_delayed();
-                return self.settle(&effects);
-            }
+            // One in ten thousand interrupts of a guest that does not quiet its device. Full: one is about to begin.
+            let _begun = self.storm.try_send(());
         }
         // An interrupt that nobody took is kept by the chip; there is nobody to tell.
         let _sent = self.send(effects.deliver.iter().copied());
@@ -170,10 +179,18 @@ fn is_empty(pins: PinSet) -> bool {
 /// The chip's registers on the guest's bus.
 #[derive(Debug)]
 pub struct IoapicDevice {
-    /// The chip.
-    pub chip: Arc<SplitIoapic>,
+    chip: Arc<SplitIoapic>,
     /// Whose resamplers hear of its EOIs.
-    pub interrupts: Arc<Interrupts>,
+    interrupts: Arc<Interrupts>,
+    complaints: Complaints,
+}
+
+impl IoapicDevice {
+    /// The registers of `chip`; the resamplers are those of `interrupts`.
+    #[must_use]
+    pub fn new(chip: Arc<SplitIoapic>, interrupts: Arc<Interrupts>) -> Self {
+        Self { chip, interrupts, complaints: Complaints::default() }
+    }
 }
 
 impl Device for IoapicDevice {
@@ -186,7 +203,7 @@ impl Device for IoapicDevice {
         if (written.eoi_vectors_changed || !is_empty(written.routes))
             && let Err(error) = self.chip.publish()
         {
-            eprintln!("pollvisor: the guest's I/O APIC: {error}");
+            self.complaints.say(&"the guest's I/O APIC", &error);
         }
         if let Some(pin) = written.resample {
             self.interrupts.ack_pin(Chip::Ioapic, pin.number().into());

@@ -1,8 +1,10 @@
 //! The flags of `run` for a guest that is booted.
 
-use super::grammar::{duration, options, switch};
+use super::grammar::{bracketed, duration, options, switch};
 use crate::error::Error;
 use crate::legacy::Console;
+use crate::pin::parse_list;
+use crate::sys::guest_memory::{MAX_NODES, Nodes};
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -29,7 +31,7 @@ pub struct BootArgs {
         long,
         value_parser = memory,
         value_name = "size=N",
-        help = "The guest's memory: size=1G[,hugepages=on,hugepage_size=2M|1G,prefault=on,mlock=on,thp=on] [default: size=512M]"
+        help = "The guest's memory: size=1G[,hugepages=on,hugepage_size=2M|1G,prefault=on,mlock=on,thp=on,host_numa_node=N] [default: size=512M]"
     )]
     pub memory: Option<MemoryArg>,
     /// Where the guest's serial port leads [default: tty]
@@ -65,7 +67,7 @@ pub struct BootArgs {
 /// `--profile`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Profile {
-    /// --overcommit cpu-pm=on, --cpu-dma-latency on, --halt-poll 1000000, --memory mlock=on, affinity, irq_cpus
+    /// --overcommit cpu-pm=on, --cpu-dma-latency on, --halt-poll 1000000, --memory mlock=on,hugepages=on, affinity, irq_cpus
     LowLatency,
 }
 
@@ -82,13 +84,17 @@ pub struct MemoryArg {
     pub mlock: bool,
     /// Whether the kernel is to make huge pages of it; `None`: as the host is set.
     pub thp: Option<bool>,
+    /// Whether huge pages were refused.
+    pub ordinary: bool,
+    /// The host's NUMA nodes that it comes from; `None`: as the kernel finds it.
+    pub nodes: Option<Nodes>,
 }
 
 impl MemoryArg {
     /// Ordinary memory.
     #[must_use]
     pub const fn of(size: u64) -> Self {
-        Self { size, hugepage: None, prefault: false, mlock: false, thp: None }
+        Self { size, hugepage: None, prefault: false, mlock: false, thp: None, ordinary: false, nodes: None }
     }
 }
 
@@ -131,14 +137,16 @@ fn memory(text: &str) -> Result<MemoryArg, String> {
             "prefault" => memory.prefault = switch(key, value)?,
             "mlock" => memory.mlock = switch(key, value)?,
             "thp" => memory.thp = Some(switch(key, value)?),
+            "host_numa_node" => memory.nodes = Some(nodes(key, value)?),
             _ => {
                 return Err(format!(
-                    "`{key}` is not known; size, hugepages, hugepage_size, prefault, mlock and thp are"
+                    "`{key}` is not known; size, hugepages, hugepage_size, prefault, mlock, thp and host_numa_node are"
                 ));
             }
         }
     }
     memory.size = size.ok_or("size=N is missing")?;
+    memory.ordinary = huge == Some(false);
     memory.hugepage = match (huge, page) {
         (Some(true), page) => Some(page.unwrap_or(HUGE)),
         (None, Some(page)) => Some(page),
@@ -152,6 +160,13 @@ fn memory(text: &str) -> Result<MemoryArg, String> {
         return Err(format!("hugepage_size={page}: 2M or 1G"));
     }
     Ok(memory)
+}
+
+/// `1`, or `[0-1,3]`.
+fn nodes(key: &str, text: &str) -> Result<Nodes, String> {
+    let list = parse_list(bracketed(text).unwrap_or(text)).map_err(|e| format!("{key}: {e}"))?;
+    let nodes = Nodes::of(&list).filter(|_| !list.is_empty());
+    nodes.ok_or_else(|| format!("{key}=`{text}`: a node's number below {MAX_NODES}, or a list [0-1,3]"))
 }
 
 /// `512M`, `1G`; a bare number is in bytes.
@@ -199,11 +214,19 @@ mod tests {
     fn memory_is_read() {
         let plain = MemoryArg::of(1 << 30);
         assert_eq!(memory("size=1G"), Ok(plain));
+        assert_eq!(memory("size=1G,hugepages=off"), Ok(MemoryArg { ordinary: true, ..plain }));
         assert_eq!(memory("size=1024M,thp=on"), Ok(MemoryArg { thp: Some(true), ..plain }));
         let huge = MemoryArg { hugepage: Some(1 << 30), prefault: true, mlock: true, ..plain };
         assert_eq!(memory("size=1G,hugepage_size=1G,prefault=on,mlock=on"), Ok(huge));
+        let numa = |numbers: &[usize]| MemoryArg { nodes: Nodes::of(numbers), ..plain };
+        assert_eq!(memory("size=1G,host_numa_node=1"), Ok(numa(&[1])));
+        assert_eq!(memory("size=1G,host_numa_node=[0-1,1023]"), Ok(numa(&[0, 1, 1023])));
         for wrong in [
             "",
+            "size=1G,host_numa_node=",
+            "size=1G,host_numa_node=[]",
+            "size=1G,host_numa_node=1024",
+            "size=1G,host_numa_node=a",
             "size=",
             "size=G",
             "size=1X",

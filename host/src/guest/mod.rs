@@ -7,6 +7,7 @@
 
 pub mod driver;
 pub mod puppet;
+pub mod scribble;
 
 use crate::error::{Error, Result};
 use crate::sys::guest_code::{FAULT_PORT, GATE_SIZE, GATES, NUMBER, RECORD_SIZE, RUNS, RUNS_KEPT, image};
@@ -31,6 +32,9 @@ const PML4: u64 = 0x3000;
 const PDPT: u64 = 0x4000;
 const PDS: u64 = 0x5000;
 const CODE: u64 = 0x1_0000;
+/// Where the code of [`scribble`] goes, and what it reads.
+const SCRIBBLE: u64 = 0x2_0000;
+const SCRIBBLE_TABLE: u64 = 0x2_1000;
 const STACKS: u64 = 0x4_0000;
 const STACK_SIZE: u64 = 0x1000;
 const RECORDS: u64 = 0x20_0000;

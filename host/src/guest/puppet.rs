@@ -35,6 +35,7 @@ enum Operation {
     Store = 2,
     In = 3,
     Out = 4,
+    Call = 5,
 }
 
 impl Puppet {
@@ -49,7 +50,7 @@ impl Puppet {
     /// # Errors
     /// When the vCPU does not answer within 20 s.
     pub fn read(&self, address: u64, bytes: usize) -> Result<u64> {
-        self.access(Operation::Load, address, bytes, 0)
+        self.access(Operation::Load, address, bytes, 0, PATIENCE)
     }
 
     /// Writes.
@@ -57,7 +58,7 @@ impl Puppet {
     /// # Errors
     /// As [`read`](Self::read).
     pub fn write(&self, address: u64, bytes: usize, value: u64) -> Result<()> {
-        self.access(Operation::Store, address, bytes, value).map(drop)
+        self.access(Operation::Store, address, bytes, value, PATIENCE).map(drop)
     }
 
     /// Reads `bytes` (1, 2, 4) at an I/O port.
@@ -65,7 +66,7 @@ impl Puppet {
     /// # Errors
     /// As [`read`](Self::read).
     pub fn port_read(&self, port: u16, bytes: usize) -> Result<u64> {
-        self.access(Operation::In, port.into(), bytes, 0)
+        self.access(Operation::In, port.into(), bytes, 0, PATIENCE)
     }
 
     /// Writes to an I/O port.
@@ -73,7 +74,15 @@ impl Puppet {
     /// # Errors
     /// As [`read`](Self::read).
     pub fn port_write(&self, port: u16, bytes: usize, value: u64) -> Result<()> {
-        self.access(Operation::Out, port.into(), bytes, value).map(drop)
+        self.access(Operation::Out, port.into(), bytes, value, PATIENCE).map(drop)
+    }
+
+    /// Calls code in the guest's memory, `argument` in `rdi`, interrupts off; it keeps `rbx` and `rdi`.
+    ///
+    /// # Errors
+    /// When it does not return within `patience`.
+    pub(super) fn call(&self, address: u64, argument: u64, patience: Duration) -> Result<u64> {
+        self.access(Operation::Call, address, 1, argument, patience)
     }
 
     /// The built-in guest.
@@ -82,7 +91,14 @@ impl Puppet {
         &self.guest
     }
 
-    fn access(&self, operation: Operation, address: u64, bytes: usize, value: u64) -> Result<u64> {
+    fn access(
+        &self,
+        operation: Operation,
+        address: u64,
+        bytes: usize,
+        value: u64,
+        patience: Duration,
+    ) -> Result<u64> {
         let longest = if matches!(operation, Operation::Load | Operation::Store) { 8 } else { 4 };
         if !bytes.is_power_of_two() || bytes > longest {
             return Err(Error::new(format!("no access has {bytes} bytes here")));
@@ -108,9 +124,9 @@ impl Puppet {
                 self.vm.signal_msi(&wake).map_err(refused)?;
                 woken = Some(waited);
             }
-            if waited > PATIENCE {
+            if waited > patience {
                 return Err(Error::new(format!(
-                    "the guest did not finish its {operation:?} of {bytes} bytes at {address:#x} within {PATIENCE:?}"
+                    "the guest did not finish its {operation:?} of {bytes} bytes at {address:#x} within {patience:?}"
                 )));
             }
             std::thread::yield_now();
@@ -165,6 +181,49 @@ mod tests {
         fn exit(&self, vcpu: VcpuId, exit: &mut Exit<'_>) -> Result<()> {
             if self.0.serve(exit) { Ok(()) } else { Bare.exit(vcpu, exit) }
         }
+    }
+
+    /// A guest that reads an MSR.
+    fn reads_msr(number: u32) -> Result<()> {
+        let guest = Guest::new()?;
+        let config = VmConfig { irqchip: Irqchip::Split, idle: Idle::Halt, halt_poll_ns: None };
+        let vm = Vm::new(&config, Some(guest.memory().clone()))?;
+        let vcpu = vm.create_vcpu(VcpuId(0))?;
+        guest.prepare(&vcpu, Role::Puppet)?;
+        let [a, b, c, d] = number.to_le_bytes();
+        // mov ecx, number; rdmsr; ret
+        let code = [0xb9, a, b, c, d, 0x0f, 0x32, 0xc3];
+        guest.memory().write_slice(&code, GuestAddress(super::super::SCRIBBLE)).map_err(outside)?;
+        let placement = Placement { cpu: None, fifo: None };
+        let thread = VcpuThread::start(vcpu, placement, Arc::new(Bare))?;
+        let puppet = Puppet::new(guest, vm.fd().clone(), VcpuId(0));
+        std::thread::scope(|scope| {
+            let called = scope.spawn(|| puppet.call(super::super::SCRIBBLE, 0, PATIENCE));
+            while !called.is_finished() && !thread.has_ended() {
+                std::thread::yield_now();
+            }
+            // One that ended is not waited for: its answer comes from here.
+            let mailbox = Guest::records(VcpuId(0)) + MAILBOX;
+            let _over = puppet.guest.memory().store(0u64, GuestAddress(mailbox), Ordering::Release);
+        });
+        thread.stop()
+    }
+
+    #[test]
+    fn an_unknown_msr_is_a_general_protection_fault() {
+        if crate::sys::kvm::Kvm::open().is_err() {
+            eprintln!("SKIPPED: no /dev/kvm");
+            return;
+        }
+        const EFER: u32 = 0xc000_0080;
+        reads_msr(EFER).expect("one that every processor has");
+        let ignored = std::fs::read_to_string("/sys/module/kvm/parameters/ignore_msrs").unwrap_or_default();
+        if ignored.trim() == "Y" {
+            eprintln!("SKIPPED: this host's KVM ignores unknown MSRs");
+            return;
+        }
+        let error = reads_msr(0x1234_5678).expect_err("no processor has it").to_string();
+        assert!(error.contains("exception 13"), "{error}");
     }
 
     #[test]

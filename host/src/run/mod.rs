@@ -43,6 +43,7 @@ const SETTLE: Duration = Duration::from_secs(5);
 /// Whatever kept it from being done, and what to do about it.
 pub fn run(args: &RunArgs) -> Result<u8> {
     if args.boot.kernel.is_some() {
+        place::keep_house(args)?;
         return guest::run(args);
     }
     args.boot.none_without_kernel()?;

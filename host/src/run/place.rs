@@ -1,8 +1,9 @@
 //! Which thread goes to which CPU, checked before anything is made.
 
-use crate::cli::{CpusArg, DeliveryArg, RunArgs};
+use crate::cli::{CpusArg, DeliveryArg, DeviceArg, RunArgs};
 use crate::error::{Error, Result};
 use crate::pin::{Placement, available};
+use crate::sys::sched::{set_affinity, thread_id};
 
 /// The threads' CPUs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +22,43 @@ pub struct Places {
 /// A CPU that is not there, or one that a poller and a vCPU would share.
 pub fn place(args: &RunArgs) -> Result<Places> {
     choose(args, &available())
+}
+
+/// Keeps this thread, and those it makes, off the CPUs of pollers and pinned vCPUs, as far as others are left: before any
+/// thread is made. Pollers and vCPUs move on to their own.
+///
+/// # Errors
+/// As [`place`]; the kernel's.
+pub fn keep_house(args: &RunArgs) -> Result<()> {
+    set_affinity(thread_id(), &house(args, &available())?)
+}
+
+fn house(args: &RunArgs, cpus: &[usize]) -> Result<Vec<usize>> {
+    let places = choose(args, cpus)?;
+    let polled = by_poller(args);
+    // Those that nobody placed are pinned beside a poller, or by the profile.
+    let all = polled || args.boot.profile.is_some();
+    let given = args.cpus.as_ref().map_or(&[][..], |cpus| &cpus.affinity);
+    let is_pinned = |id: u32| all || given.iter().any(|(vcpu, _)| *vcpu == id);
+    let vcpus = (0..).zip(&places.vcpus).filter(|(id, _)| is_pinned(*id)).filter_map(|(_, vcpu)| vcpu.cpu);
+    let vcpus: Vec<usize> = vcpus.collect();
+    let poller = places.poller.cpu.filter(|_| polled);
+    let off = |taken: &dyn Fn(usize) -> bool| -> Vec<usize> {
+        cpus.iter().copied().filter(|cpu| !taken(*cpu)).collect()
+    };
+    let left = off(&|cpu| poller == Some(cpu) || vcpus.contains(&cpu));
+    // A vCPU gives way; a poller never does.
+    Ok(if left.is_empty() { off(&|cpu| poller == Some(cpu)) } else { left })
+}
+
+/// Whether there is a poller that spins.
+fn by_poller(args: &RunArgs) -> bool {
+    let by = |device: &DeviceArg| device.delivery.unwrap_or(args.delivery) == DeliveryArg::Polled;
+    if args.boot.kernel.is_some() || !args.device.is_empty() {
+        args.device.iter().any(by)
+    } else {
+        args.delivery == DeliveryArg::Polled
+    }
 }
 
 fn choose(args: &RunArgs, cpus: &[usize]) -> Result<Places> {
@@ -56,9 +94,10 @@ fn choose(args: &RunArgs, cpus: &[usize]) -> Result<Places> {
             .remedy("--delivery blocking or irqfd, or allow more CPUs (taskset)"));
     }
     let others: Vec<usize> = cpus.iter().copied().filter(|cpu| !uses_poller || *cpu != poller).collect();
-    let housekeeping = others.first().copied();
+    let housekeeping = others.iter().find(|cpu| !asked.contains(cpu)).or(others.first()).copied();
     // The vCPUs that nobody placed take turns on what is left, off the housekeeping CPU if there is a choice.
-    let free: Vec<usize> = others.iter().copied().skip(usize::from(others.len() > 1)).collect();
+    let house = housekeeping.filter(|_| others.len() > 1);
+    let free: Vec<usize> = others.iter().copied().filter(|cpu| Some(*cpu) != house).collect();
     let boot = match &args.cpus {
         Some(cpus) => cpus.boot,
         None if args.boot.kernel.is_some() => 1,
@@ -96,6 +135,26 @@ mod tests {
         assert_eq!((four.poller.cpu, vcpus, four.housekeeping), (Some(3), vec![Some(1), Some(2)], Some(0)));
         let given = places(&["--cpus", "boot=1,affinity=[0@[3]]"], &[0, 1, 2, 3]).expect("places");
         assert_eq!((given.poller.cpu, given.vcpus[0].cpu), (Some(2), Some(3)));
+    }
+
+    #[test]
+    fn the_house_has_what_pollers_and_vcpus_leave() {
+        let house = |flags: &[&str], cpus: &[usize]| {
+            let args = ["pollvisor"].iter().chain(flags).copied();
+            house(&Cli::parse_from(args).run, cpus).expect("places")
+        };
+        assert_eq!(house(&[], &[0, 1]), [0], "the vCPU gives way, the poller does not");
+        assert_eq!(house(&["--cpus", "boot=2"], &[0, 1, 2, 3, 4]), [0, 3]);
+        let zero = ["--cpus", "boot=1,affinity=[0@[0]]"];
+        assert_eq!(house(&zero, &[0, 1, 2, 3]), [1, 2]);
+        assert_eq!(places(&zero, &[0, 1, 2, 3]).expect("places").housekeeping, Some(1));
+        let irqfd = ["--delivery", "irqfd", "--cpus", "boot=2,affinity=[1@[3]]"];
+        assert_eq!(house(&irqfd, &[0, 1, 2, 3]), [0, 1, 2], "one vCPU goes where it likes");
+        assert_eq!(house(&["--kernel", "vmlinuz"], &[0, 1, 2, 3]), [0, 1, 2, 3], "no device, no poller");
+        let kernel = ["--kernel", "vmlinuz", "--device", "host=01:00.0"];
+        assert_eq!(house(&kernel, &[0, 1, 2, 3]), [0, 2]);
+        let profile = ["--kernel", "vmlinuz", "--profile", "low-latency"];
+        assert_eq!(house(&profile, &[0, 1, 2, 3]), [0, 2, 3]);
     }
 
     #[test]

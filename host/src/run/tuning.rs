@@ -1,12 +1,14 @@
 //! What makes a booted guest's interrupts quick: each part has its flag, `--profile low-latency` asks for all of them.
 //! What a profile asks for and cannot be had is said, with what to do; what a flag asks for has to be had.
 
+use crate::boot::memory::free_huge;
 use crate::cli::{DeliveryArg, DeviceArg, MemoryArg, Profile, RunArgs};
 use crate::devices::DeviceAddress;
 use crate::error::{Error, Result};
-use crate::pin::not_isolated;
+use crate::pin::{isolated, not_isolated};
 use crate::run::place::Places;
 use crate::sys::kvm::Kvm;
+use crate::sys::sched::may_lock;
 use crate::vm::{Idle, OWN_IDLE};
 use kvm_bindings as kb;
 use std::fs::File;
@@ -14,6 +16,8 @@ use std::io::Write;
 
 /// How long KVM polls for a halted vCPU in the profile, in nanoseconds: longer than a quick device takes to answer.
 const HALT_POLL: u32 = 1_000_000;
+/// The huge pages that every host can have.
+const HUGE: u64 = 2 << 20;
 const DMA_LATENCY: &str = "/dev/cpu_dma_latency";
 
 /// What was had of it. Dropping it lets the CPUs sleep again.
@@ -65,17 +69,13 @@ impl Tuning {
             }
         }
         let mut memory = memory;
-        if profile && !memory.mlock {
-            memory.mlock = true;
-            if memory.hugepage.is_none() {
-                lacking.push(
-                    "the guest's memory is not of huge pages; --memory hugepages=on makes it so".into(),
-                );
-            }
+        if profile {
+            quicken(&mut memory, &mut lacking);
         }
         let placed: Vec<_> = places.vcpus.iter().copied().chain([places.poller]).collect();
         if profile {
             lacking.extend(not_isolated(&placed));
+            lacking.extend(not_fifo(args, places));
             if places.vcpus.iter().enumerate().any(|(n, vcpu)| places.vcpus[..n].contains(vcpu)) {
                 lacking.push("vCPUs share a CPU; --cpus with fewer, or a host with more".into());
             }
@@ -102,6 +102,42 @@ impl Tuning {
     }
 }
 
+/// Huge pages and locked memory for the guest, as far as the host has them.
+fn quicken(memory: &mut MemoryArg, lacking: &mut Vec<String>) {
+    if !memory.mlock {
+        match may_lock(memory.size) {
+            Ok(()) => memory.mlock = true,
+            Err(error) => lacking.push(line(&error)),
+        }
+    }
+    if memory.hugepage.is_some() || memory.thp.is_some() || memory.ordinary {
+        return;
+    }
+    let (free, wanted) = (free_huge(HUGE, memory.nodes), memory.size.div_ceil(HUGE));
+    if free >= wanted && memory.size.is_multiple_of(HUGE) {
+        memory.hugepage = Some(HUGE);
+    } else {
+        lacking.push(format!(
+            "the guest's memory is not of huge pages, of which it wants {wanted} and {free} are free; \
+             echo {wanted} > /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"
+        ));
+    }
+}
+
+/// Pinned threads whose CPUs others may use are not made SCHED_FIFO unasked: they would starve the kernel's own there.
+fn not_fifo(args: &RunArgs, places: &Places) -> Option<String> {
+    let isolated = isolated();
+    let shared = |cpu: Option<usize>, asked: Option<bool>| {
+        asked.is_none() && cpu.is_some_and(|cpu| !isolated.contains(&cpu))
+    };
+    let vcpus = places.vcpus.iter().any(|vcpu| shared(vcpu.cpu, args.boot.vcpu_fifo));
+    let poller = shared(places.poller.cpu, args.poller.as_ref().and_then(|poller| poller.fifo));
+    (vcpus || poller).then(|| {
+        "not SCHED_FIFO on CPUs that are not isolated; isolcpus= at boot, or --vcpu-fifo on and --poller cpu=N,fifo=on"
+            .into()
+    })
+}
+
 /// An error in one line.
 pub(super) fn line(error: &Error) -> String {
     error.to_string().replace("\n  ", "; ")
@@ -117,4 +153,26 @@ fn stay_awake() -> Result<File> {
     let mut file = File::options().write(true).open(DMA_LATENCY).map_err(failed)?;
     file.write_all(&0i32.to_ne_bytes()).map_err(failed)?;
     Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_memory_lacks_is_said_with_what_to_do() {
+        let (mut lacking, mut memory) = (Vec::new(), MemoryArg::of(60 << 40));
+        quicken(&mut memory, &mut lacking);
+        let huge = lacking.last().expect("no host has so many");
+        assert!(huge.contains("31457280 and") && huge.contains("echo 31457280 > /sys"), "{huge}");
+        assert!(memory.hugepage.is_none());
+        for ordinary in [
+            MemoryArg { ordinary: true, ..MemoryArg::of(1) },
+            MemoryArg { thp: Some(true), ..MemoryArg::of(1) },
+        ] {
+            let (mut lacking, mut memory) = (Vec::new(), ordinary);
+            quicken(&mut memory, &mut lacking);
+            assert!(lacking.iter().all(|line| !line.contains("huge")) && memory.hugepage.is_none());
+        }
+    }
 }

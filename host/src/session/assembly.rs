@@ -80,11 +80,14 @@ impl Assembly {
         Ok(())
     }
 
-    /// The mistake of a vCPU that ended by itself, which is forgotten then.
+    /// The mistake of a vCPU that ended by itself, or of a poller, which is forgotten then.
     ///
     /// # Errors
     /// That mistake.
     pub fn check_vcpus(&mut self) -> Result<()> {
+        if let Some(ended) = self.pollers.iter().position(PollerThread::has_ended) {
+            return self.pollers.remove(ended).stop().map(drop);
+        }
         match self.threads.iter().position(VcpuThread::has_ended) {
             Some(ended) => self.threads.swap_remove(ended).stop(),
             None => Ok(()),
@@ -198,10 +201,10 @@ impl Assembly {
         &self.warnings
     }
 
-    /// Whether a vCPU ended by itself.
+    /// Whether a vCPU or a poller ended by itself.
     #[must_use]
     pub fn has_failed(&self) -> bool {
-        self.threads.iter().any(VcpuThread::has_ended)
+        self.threads.iter().any(VcpuThread::has_ended) || self.pollers.iter().any(PollerThread::has_ended)
     }
 
     /// Takes everything down, in the order of [`pollvisor_core::teardown::vm`]; what the pollers measured since they were

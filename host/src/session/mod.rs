@@ -284,10 +284,11 @@ impl Session {
         self.poller.as_ref()?.take_figures(empty)
     }
 
-    /// The first vCPU that ended by itself, if any: the session is over then.
+    /// Whether a vCPU or the poller ended by itself: the session is over then.
     #[must_use]
     pub fn has_failed(&self) -> bool {
         self.threads.iter().any(VcpuThread::has_ended)
+            || self.poller.as_ref().is_some_and(PollerThread::has_ended)
     }
 
     /// What a user should know of how this runs.

@@ -16,7 +16,7 @@
 //! Started as a puppet, the guest does one access after another that its mailbox asks for, and halts in between:
 //!
 //! ```text
-//!   +128  what to do: 0 nothing, else the operation (1 load, 2 store, 3 in, 4 out) << 4 | bytes; 0 again when done
+//!   +128  what to do: 0 nothing, else the operation (1 load, 2 store, 3 in, 4 out, 5 call) << 4 | bytes; 0 again when done
 //!   +136  the address or port       +144  the value
 //! ```
 //! The mailbox is in the record of vector 1, which no device uses.
@@ -124,6 +124,8 @@ global_asm!(
     "    je 62f",
     "    cmp r11d, 0x44",
     "    je 64f",
+    "    cmp r11d, 0x51",
+    "    je 71f",
     "22: mov [rbx + 144], rdi",
     "    xor eax, eax",
     "    mov [rbx + 128], rax",
@@ -160,6 +162,8 @@ global_asm!(
     "62: out dx, ax",
     "    jmp 22b",
     "64: out dx, eax",
+    "    jmp 22b",
+    "71: call rsi",
     "    jmp 22b",
     ".globl pollvisor_guest_end",
     "pollvisor_guest_end:",

@@ -1,6 +1,7 @@
 //! What the kernel is asked to do with the guest's memory: huge pages, there before they are touched, there to stay.
 
 use crate::error::{Error, Result};
+use std::ffi::{c_int, c_long};
 use std::ops::Range;
 use vm_memory::{GuestMemoryRegion, GuestRegionMmap, MmapRegion};
 
@@ -24,6 +25,54 @@ impl Advice {
             Self::Lock => "locking it (mlock)",
         }
     }
+}
+
+/// NUMA nodes, as many as a kernel can have (`MAX_NUMNODES`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Nodes([u64; WORDS]);
+
+const WORDS: usize = 16;
+/// One more than the last node's number.
+pub const MAX_NODES: usize = WORDS * 64;
+
+impl Nodes {
+    /// These nodes; `None` for a number that no kernel knows.
+    #[must_use]
+    pub fn of(numbers: &[usize]) -> Option<Self> {
+        let mut nodes = Self::default();
+        for number in numbers {
+            *nodes.0.get_mut(number / 64)? |= 1 << (number % 64);
+        }
+        Some(nodes)
+    }
+
+    /// Their numbers, lowest first.
+    #[must_use]
+    pub fn numbers(&self) -> Vec<usize> {
+        (0..MAX_NODES).filter(|node| self.0[node / 64] >> (node % 64) & 1 != 0).collect()
+    }
+}
+
+/// Lets pages of a region that are made from now on come from `nodes` alone (`MPOL_BIND`).
+///
+/// # Errors
+/// The kernel's: EINVAL when none of the nodes has memory, EPERM when this process may not use them, ENOSYS without NUMA.
+pub fn bind(region: &GuestRegionMmap, nodes: &Nodes) -> Result<()> {
+    const MPOL_BIND: c_int = 2;
+    // The kernel takes one less than it is told (`get_nodes` of mm/mempolicy.c).
+    let bits = MAX_NODES + 1;
+    let length = usize::try_from(region.len()).unwrap_or(usize::MAX);
+    // SAFETY: the range is the region's, and what is in it stays; the kernel reads `bits` bits of the mask.
+    let result: c_long = unsafe {
+        libc::syscall(libc::SYS_mbind, region.as_ptr(), length, MPOL_BIND, nodes.0.as_ptr(), bits, 0)
+    };
+    if result != 0 {
+        return Err(Error::last_os(format!(
+            "the guest's memory: binding it to the NUMA nodes {:?} (mbind)",
+            nodes.numbers()
+        )));
+    }
+    Ok(())
 }
 
 /// Private memory of `size` bytes; of hugetlbfs's pages of `page` bytes if given, all of them reserved then.

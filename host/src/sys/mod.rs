@@ -4,8 +4,8 @@
 //! * [`sized`] ioctls whose struct says its own size
 //! * [`kvm`], [`vfio`], [`iommufd`] the kernel's objects · [`aio`] the completion ring read in user memory
 //! * [`doorbell`] shared memory that a producer rings · [`fd`] eventfds, epoll · [`mem`] mappings, locked pages
-//! * [`terminal`] the user's terminal · [`tsc`] the clock · [`sched`] priorities and signals · [`access`] permissions · [`guest_code`] the built-in guest
-//! * [`guest_memory`] memory of a guest
+//! * [`terminal`] the user's terminal · [`tsc`] the clock · [`sched`] priorities and signals · [`access`] permissions · [`guest_code`] the built-in guest,
+//!   [`guest_scribble`] when it is hostile · [`guest_memory`] memory of a guest
 
 pub mod access;
 pub mod aio;
@@ -13,6 +13,7 @@ pub mod doorbell;
 pub mod fd;
 pub mod guest_code;
 pub mod guest_memory;
+pub mod guest_scribble;
 pub mod ioctl;
 pub mod iommufd;
 pub mod kvm;

@@ -41,6 +41,20 @@ pub fn lock_memory() -> Result<()> {
     Ok(())
 }
 
+/// That so many bytes may be locked.
+///
+/// # Errors
+/// With the limit, when it is less.
+pub fn may_lock(bytes: u64) -> Result<()> {
+    match memlock_limit() {
+        Some(limit) if limit < bytes => {
+            Err(Error::new(format!("{} KiB are not locked: the limit is {} KiB", bytes / 1024, limit / 1024))
+                .remedy("raise the memlock limit (ulimit -l unlimited)"))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// How many bytes this process may lock; `None`: as many as there are.
 #[must_use]
 fn memlock_limit() -> Option<u64> {
@@ -107,6 +121,25 @@ pub fn thread_usage() -> (i64, i64, i64, i64) {
         usage
     };
     (usage.ru_minflt, usage.ru_majflt, usage.ru_nvcsw, usage.ru_nivcsw)
+}
+
+/// Lets a thread run on these CPUs alone.
+///
+/// # Errors
+/// EINVAL when none of them is there for this process; ESRCH when the thread has ended.
+pub fn set_affinity(thread: u32, cpus: &[usize]) -> Result<()> {
+    // SAFETY: all zeroes are an empty set; `CPU_SET` checks its bounds; the kernel reads the one set.
+    let result = unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        let fits = |cpu: &&usize| **cpu < 8 * size_of::<libc::cpu_set_t>();
+        cpus.iter().filter(fits).for_each(|cpu| libc::CPU_SET(*cpu, &mut set));
+        libc::sched_setaffinity(thread.cast_signed(), size_of_val(&set), &raw const set)
+    };
+    if result != 0 {
+        return Err(Error::last_os(format!("moving a thread to the CPUs {cpus:?}"))
+            .remedy_for(libc::EINVAL, "CPUs that this process may use (see taskset -p $$)"));
+    }
+    Ok(())
 }
 
 /// The kernel's number of the calling thread.

@@ -137,9 +137,11 @@ pub struct Scenario {
 
 /// All of them, in the order in which they run.
 pub fn scenarios() -> impl Iterator<Item = &'static Scenario> {
-    use scenarios::{config, dma, guest, life, linux, motion, refusals, registers};
+    use scenarios::{config, dma, guest, hostile, life, linux, motion, refusals, registers};
     let all = [registers::SCENARIOS, dma::SCENARIOS, guest::SCENARIOS, motion::SCENARIOS, life::SCENARIOS];
-    all.into_iter().chain([config::SCENARIOS, refusals::SCENARIOS, linux::SCENARIOS]).flatten()
+    all.into_iter()
+        .chain([config::SCENARIOS, refusals::SCENARIOS, hostile::SCENARIOS, linux::SCENARIOS])
+        .flatten()
 }
 
 #[cfg(test)]

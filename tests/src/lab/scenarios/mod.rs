@@ -3,6 +3,7 @@
 pub mod config;
 pub mod dma;
 pub mod guest;
+pub mod hostile;
 pub mod life;
 pub mod linux;
 pub mod motion;
