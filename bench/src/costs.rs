@@ -90,13 +90,14 @@ pub fn run(args: &CostsArgs) -> Result<ExitCode> {
         per_context: DEFAULT_PER_CONTEXT,
         samples: usize::try_from(args.calls).unwrap_or(0) * 2 + 1024,
         gaps: false,
+        flight: bench.threshold.records(),
     };
     let (mut lanes, mut triggers) = Lanes::start(&config, 1, bench.clock)?;
     let mut trigger = triggers.pop().ok_or_else(|| Error::new("no producer"))?;
     for call in Call::ALL {
         bench.progress(call.names().0);
         findings.paths.push(one(&bench, args, call, &mut lanes, &mut trigger)?);
-        if bench.is_interrupted() {
+        if bench.is_over() {
             break;
         }
     }
@@ -116,6 +117,7 @@ fn one(
     let clock = bench.clock;
     let pace = clock.cycles(Duration::from_micros(args.pace));
     let mut matching = Matching::new(clock, lanes.vectors(), false)?;
+    matching.watch = bench.watch(1);
     let mut took: [Histogram<u64>; 2] = [histogram()?, histogram()?];
     let began = Instant::now();
     for number in 0..WARM_UP + args.calls {
@@ -146,6 +148,7 @@ fn one(
     }
     matching.run();
     matching.check()?;
+    bench.check(call.names().0, &mut matching.watch, lanes.flights(), 1);
     lanes.put_spare_away()?;
     let (name, calls) = call.names();
     let mut result = result(Path::PolledEventfd, lanes.vectors(), 1, Load::Closed, &matching.found);

@@ -12,6 +12,7 @@ use crate::way::{self, Config, Cpus, Path, Trigger, Way};
 use hdrhistogram::Histogram;
 use pollvisor::cli::duration;
 use pollvisor::error::{Error, Result};
+use pollvisor::flight::EVENTS;
 use pollvisor::pin::{Placement, not_isolated};
 use pollvisor::source::DEFAULT_PER_CONTEXT;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -152,6 +153,7 @@ pub fn drive(bench: &Bench, args: &DriveArgs, path: Path, rate: Rate) -> Result<
         per_context: args.per_context,
         samples: room,
         gaps: path.spins(),
+        flight: bench.threshold.records(),
     };
     let (way, triggers) = way::start(&config, bench.clock)?;
     let matching = Matching::new(bench.clock, args.vectors, path == Path::Irqfd)?;
@@ -165,6 +167,7 @@ pub fn drive(bench: &Bench, args: &DriveArgs, path: Path, rate: Rate) -> Result<
         drive.matching.reset()?;
         drive.gaps = None;
     }
+    drive.matching.watch = bench.watch(args.pollers.max(args.producers));
     drive.window = Window::open(&drive.way.threads());
     let phase = drive.phase(args.duration)?;
     drop(noise);
@@ -199,12 +202,13 @@ impl Drive<'_> {
                 })
                 .collect();
             let mut result = Ok(());
+            let pause = self.pause().min(duration / 4);
             while !threads.iter().all(std::thread::ScopedJoinHandle::is_finished) {
-                std::thread::sleep(LOOK.min(duration / 4));
+                std::thread::sleep(pause);
                 result = result.and_then(|()| self.look(&logs));
                 self.window.look();
-                let hit = self.matching.found.accepted.max() > self.bench.threshold();
-                if result.is_err() || hit || self.bench.is_interrupted() {
+                self.check();
+                if result.is_err() || self.bench.is_over() {
                     stop.store(true, Ordering::Relaxed);
                 }
                 let (seconds, all) = (began.elapsed().as_secs_f64(), duration.as_secs_f64());
@@ -226,8 +230,26 @@ impl Drive<'_> {
             std::thread::sleep(Duration::from_millis(1));
         }
         self.matching.run();
+        self.check();
         let ended = produced.iter().map(|one| one.ended).max().unwrap_or(start);
         Ok(Phase { produced, seconds: float(clock.ns(ended.saturating_sub(start))) / 1e9 })
+    }
+
+    /// How long between two looks: with a flight recorder not longer than a quarter of its events take, at the rate that is
+    /// asked for.
+    fn pause(&self) -> Duration {
+        const LEAST: f64 = 0.001;
+        let events = float((EVENTS / 4 * self.args.pollers) as u64);
+        if !self.bench.threshold.records() || self.rate.kept() <= 0.0 {
+            return LOOK;
+        }
+        Duration::from_secs_f64((events / self.rate.kept()).clamp(LEAST, LOOK.as_secs_f64()))
+    }
+
+    /// Deals with a latency beyond the threshold.
+    fn check(&mut self) {
+        let threads = if self.way.threads().is_empty() { self.args.producers } else { 1 };
+        self.bench.check(&self.name, &mut self.matching.watch, self.way.flights(), threads);
     }
 
     /// Takes what the path took, then what the producers made: a delivery whose signal is not logged yet waits for it.

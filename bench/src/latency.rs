@@ -84,13 +84,8 @@ pub fn drive_all(
     for path in paths {
         match drive(bench, args, *path, rate) {
             Ok(driven) => {
-                let hit = driven.result.stages.get("signal_to_accepted");
-                let hit = hit.is_some_and(|stage| stage.max_ns > bench.threshold());
                 findings.paths.push(driven.result);
                 findings.warnings.extend(driven.warnings);
-                if hit {
-                    break;
-                }
             }
             Err(error) => {
                 let error = error.context(path.key());
@@ -98,7 +93,7 @@ pub fn drive_all(
                 first = first.or(Some(error));
             }
         }
-        if bench.is_interrupted() {
+        if bench.is_over() {
             break;
         }
     }

@@ -38,6 +38,9 @@ pub struct Overhead {
     pub timestamp_ns: f64,
     /// One turn of a loop that does nothing, in nanoseconds.
     pub empty_loop_ns: f64,
+    /// One event into the flight recorder, in nanoseconds; in no figure unless `--on-threshold trace` turned it on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recorder_ns: Option<f64>,
 }
 
 /// One path, at one number of vectors and producers.

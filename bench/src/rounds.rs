@@ -57,8 +57,17 @@ impl Contender {
         turn: Turn,
     ) -> Result<Self> {
         let samples = vectors.max(turn.samples as usize * 2) + 64;
-        let config =
-            Config { path, vectors, producers: 1, cpus: vec![cpu], per_context, samples, gaps: false };
+        let flight = bench.threshold.records();
+        let config = Config {
+            path,
+            vectors,
+            producers: 1,
+            cpus: vec![cpu],
+            per_context,
+            samples,
+            gaps: false,
+            flight,
+        };
         let (way, mut triggers) = way::start(&config, bench.clock)?;
         let trigger = triggers.pop().ok_or_else(|| Error::new("a path without a producer"))?;
         let mut made = Self {
@@ -77,6 +86,7 @@ impl Contender {
         }
         made.settle()?;
         made.matching.reset()?;
+        made.matching.watch = bench.watch(1);
         made.way.park();
         Ok(made)
     }
@@ -238,7 +248,8 @@ impl Field {
         field
     }
 
-    /// The rounds. A contender that fails leaves, and is an error. Ctrl-C ends after the contender that is on.
+    /// The rounds. A contender that fails leaves, and is an error. Ctrl-C and the threshold end it after the round that is
+    /// on.
     pub fn run(&mut self, bench: &Bench, rounds: u32, turn: Turn) {
         for round in 1..=rounds {
             let mut gone = Vec::new();
@@ -247,12 +258,14 @@ impl Field {
                     self.errors.push(error.context(one.name()).to_string());
                     gone.push(at);
                 }
+                let name = one.name();
+                bench.check(&name, &mut one.matching.watch, one.way.flights(), 1);
             }
             for at in gone.into_iter().rev() {
                 self.contenders.swap_remove(at);
             }
             bench.progress(&format!("round {round} of {rounds}"));
-            if bench.is_interrupted() {
+            if bench.is_over() {
                 return;
             }
         }

@@ -37,7 +37,7 @@ pub fn run(args: &SaturationArgs) -> Result<ExitCode> {
     let mut findings = Findings::default();
     for offered in &args.offered {
         drive_all(&bench, &args.drive, &args.paths, Rate::Flood(*offered), &mut findings)?;
-        if bench.is_interrupted() {
+        if bench.is_over() {
             break;
         }
     }

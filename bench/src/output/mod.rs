@@ -18,8 +18,6 @@ mod rows;
 mod sample;
 mod svg;
 pub mod table;
-/// Not yet behind a flag: the dump at a threshold is to use it.
-#[cfg(test)]
 pub mod trace;
 
 use crate::model::Results;

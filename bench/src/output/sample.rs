@@ -91,7 +91,7 @@ pub fn results() -> Results {
             "pinned": true, "locked": false, "halt_poll_ns": 200_000, "vfio": "none",
             "warnings": ["CPUs [0, 1] are not isolated: other work runs there and shows in the tail"],
         }),
-        overhead: Overhead { timestamp_ns: 9.9, empty_loop_ns: 0.4 },
+        overhead: Overhead { timestamp_ns: 9.9, empty_loop_ns: 0.4, recorder_ns: Some(21.5) },
         paths,
         interrupted: false,
         errors: Vec::new(),

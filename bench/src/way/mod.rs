@@ -12,6 +12,7 @@ use crate::measure::matching::Taken;
 use clap::ValueEnum;
 use pollvisor::clock::Clock;
 use pollvisor::error::{Error, Result};
+use pollvisor::flight::Flight;
 use pollvisor::pin::Placement;
 use pollvisor::session::vcpus_for;
 use pollvisor_core::ids::{Gsi, VcpuId};
@@ -92,6 +93,8 @@ pub struct Config {
     pub samples: usize,
     /// Whether pollers note gaps between their passes.
     pub gaps: bool,
+    /// Whether pollers keep their last events.
+    pub flight: bool,
 }
 
 /// A way that is set up.
@@ -115,6 +118,10 @@ pub trait Way {
     /// What a reader of its figures should know.
     fn warnings(&self) -> Vec<String> {
         Vec::new()
+    }
+    /// The pollers' last events, as far as they were taken; none where no poller of ours delivers.
+    fn flights(&self) -> &[Flight] {
+        &[]
     }
     /// Signals of a vector that nobody took; only after everything else.
     fn left_over(&self, _vector: usize) -> u64 {

@@ -1,60 +1,11 @@
 //! The command on real KVM: accounting, ratios and exit codes; never absolute times.
 
+mod support;
+mod threshold;
+
 use serde_json::Value;
-use std::process::{Command, Output, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
-fn command(words: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_pollvisor-bench"));
-    command.args(words);
-    command
-}
-
-fn output(words: &[&str]) -> Output {
-    command(words).output().expect("the command starts")
-}
-
-/// The JSON of a run that has to be all right.
-fn results(words: &[&str]) -> Value {
-    let output = output(words);
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{words:?}: {said} {}", String::from_utf8_lossy(&output.stdout));
-    serde_json::from_slice(&output.stdout).expect("JSON")
-}
-
-/// One after the other: each has the last CPU for its poller.
-fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Why the tests cannot run here, said.
-fn skipped() -> bool {
-    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-    let kvm = std::fs::File::options().read(true).write(true).open("/dev/kvm");
-    let why = match kvm {
-        Err(error) => format!("/dev/kvm: {error}"),
-        Ok(_) if cpus < 2 => "one CPU only".into(),
-        Ok(_) => return false,
-    };
-    eprintln!("SKIPPED: {why}");
-    true
-}
-
-fn number(value: &Value, path: &str) -> u64 {
-    value.pointer(path).and_then(Value::as_u64).unwrap_or_else(|| panic!("{path} in {value:#}"))
-}
-
-fn paths(results: &Value) -> &Vec<Value> {
-    results["paths"].as_array().expect("paths")
-}
-
-fn adds_up(path: &Value) {
-    let part = |name: &str| number(path, &format!("/ledger/{name}"));
-    assert_eq!(part("sent"), part("delivered") + part("merged") + part("dropped"), "{}", path["path"]);
-    assert_eq!(part("dropped"), 0, "{}", path["path"]);
-    assert!(part("delivered") > 0, "{}", path["path"]);
-}
+use std::process::{Command, Stdio};
+use support::{adds_up, alone, command, number, output, paths, results, skipped};
 
 #[test]
 fn every_path_beside_the_others() {
