@@ -117,6 +117,7 @@ pub struct Bench {
     interrupted: Arc<AtomicBool>,
     began: SystemTime,
     started: Instant,
+    source: String,
     output: OutputArgs,
     outputs: Outputs,
 }
@@ -127,13 +128,23 @@ impl Bench {
     /// # Errors
     /// Without an invariant TSC.
     pub fn begin(output: &OutputArgs) -> Result<Self> {
+        Self::begin_with(output, None)
+    }
+
+    /// Begins, with this source of all signals.
+    ///
+    /// # Errors
+    /// Without an invariant TSC.
+    pub fn begin_with(output: &OutputArgs, source: Option<String>) -> Result<Self> {
+        let source = source.unwrap_or_else(|| "every source".into());
         // What cannot be written, or not be compared, is known before anything is measured.
         let outputs = Outputs::open(&output.files)?;
         let threshold = Threshold::new(&output.threshold)?;
         let clock = Clock::calibrate()?;
-        outputs.check_machine(&value(machine(clock))?)?;
+        outputs.check_machine(&value(machine(clock, &source))?)?;
         Ok(Self {
             outputs,
+            source,
             threshold,
             interrupted: interrupts()?,
             cpus: available(),
@@ -194,7 +205,7 @@ impl Bench {
         self.progress("");
         self.progress("\r");
         findings.errors.extend(self.threshold.failures());
-        let mut machine = machine(self.clock);
+        let mut machine = machine(self.clock, &self.source);
         findings.warnings.sort_unstable();
         findings.warnings.dedup();
         machine.warnings.append(&mut findings.warnings);
@@ -234,9 +245,9 @@ fn about(name: &str, hit: Hit, threshold: u64, clock: Clock, events: &[Event]) -
 }
 
 /// The machine that figures are made on.
-fn machine(clock: Clock) -> Machine {
+fn machine(clock: Clock, source: &str) -> Machine {
     let mut machine = Machine::this(clock);
-    (machine.delivery, machine.source) = ("every path".into(), "every source".into());
+    (machine.delivery, machine.source) = ("every path".into(), source.into());
     machine.idle = "none".into();
     machine.pinned = true;
     machine

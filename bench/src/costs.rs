@@ -91,6 +91,7 @@ pub fn run(args: &CostsArgs) -> Result<ExitCode> {
         samples: usize::try_from(args.calls).unwrap_or(0) * 2 + 1024,
         gaps: false,
         flight: bench.threshold.records(),
+        device: None,
     };
     let (mut lanes, mut triggers) = Lanes::start(&config, 1, bench.clock)?;
     let mut trigger = triggers.pop().ok_or_else(|| Error::new("no producer"))?;
@@ -125,7 +126,7 @@ fn one(
             break;
         }
         let measured = number >= WARM_UP;
-        let sent = if measured { trigger.signal(None) } else { trigger.warm_up() };
+        let sent = if measured { trigger.signal(None)? } else { trigger.warm_up()? };
         let second = number % 2 == 1;
         let before = clock.now();
         match (call, second) {

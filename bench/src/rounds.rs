@@ -58,16 +58,9 @@ impl Contender {
     ) -> Result<Self> {
         let samples = vectors.max(turn.samples as usize * 2) + 64;
         let flight = bench.threshold.records();
-        let config = Config {
-            path,
-            vectors,
-            producers: 1,
-            cpus: vec![cpu],
-            per_context,
-            samples,
-            gaps: false,
-            flight,
-        };
+        let (cpus, device) = (vec![cpu], None);
+        let config =
+            Config { path, vectors, producers: 1, cpus, per_context, samples, gaps: false, flight, device };
         let (way, mut triggers) = way::start(&config, bench.clock)?;
         let trigger = triggers.pop().ok_or_else(|| Error::new("a path without a producer"))?;
         let mut made = Self {
@@ -82,7 +75,7 @@ impl Contender {
         };
         // So that nothing is measured for its first time.
         for _ in 0..vectors {
-            made.warm_up(turn, bench.clock);
+            made.warm_up(turn, bench.clock)?;
         }
         made.settle()?;
         made.matching.reset()?;
@@ -97,10 +90,11 @@ impl Contender {
         format!("{} at {} vectors", self.path.key(), self.vectors)
     }
 
-    fn warm_up(&mut self, turn: Turn, clock: Clock) {
-        let sent = self.trigger.warm_up();
+    fn warm_up(&mut self, turn: Turn, clock: Clock) -> Result<()> {
+        let sent = self.trigger.warm_up()?;
         self.matching.sent(&[sent]);
         pause(clock, sent.made + turn.pace);
+        Ok(())
     }
 
     /// One round's turn.
@@ -111,10 +105,10 @@ impl Contender {
         let began = Instant::now();
         self.way.unpark();
         for _ in 0..turn.samples {
-            self.warm_up(turn, clock);
+            self.warm_up(turn, clock)?;
         }
         for _ in 0..turn.samples {
-            let sent = self.trigger.signal(None);
+            let sent = self.trigger.signal(None)?;
             self.matching.sent(&[sent]);
             pause(clock, sent.made + turn.pace);
         }

@@ -192,13 +192,12 @@ impl Lanes {
     }
 
     fn attach_events(&mut self, config: &Config, clock: Clock) -> Result<Vec<Trigger>> {
-        let events: Vec<_> =
-            (0..config.vectors).map(|_| EventFd::new().map(Arc::new)).collect::<Result<_>>()?;
+        let (events, triggers) = config.events(clock)?;
         for (vector, event) in events.iter().enumerate() {
             let poller = poller_of(vector, config.producers, self.pollers.len());
             self.attach(Source::Event(event.clone()), vector, poller)?;
         }
-        Ok(trigger::events(clock, &events, config.producers))
+        Ok(triggers)
     }
 
     fn attach_bells(&mut self, config: &Config, clock: Clock) -> Result<Vec<Trigger>> {
