@@ -137,6 +137,8 @@ impl Bench {
     /// Without an invariant TSC.
     pub fn begin_with(output: &OutputArgs, source: Option<String>) -> Result<Self> {
         let source = source.unwrap_or_else(|| "every source".into());
+        // From here on Ctrl-C ends it with a report.
+        let interrupted = interrupts()?;
         // What cannot be written, or not be compared, is known before anything is measured.
         let outputs = Outputs::open(&output.files)?;
         let threshold = Threshold::new(&output.threshold)?;
@@ -146,7 +148,7 @@ impl Bench {
             outputs,
             source,
             threshold,
-            interrupted: interrupts()?,
+            interrupted,
             cpus: available(),
             clock,
             began: SystemTime::now(),

@@ -120,7 +120,7 @@ fn one(
     let mut matching = Matching::new(clock, lanes.vectors(), false)?;
     matching.watch = bench.watch(1);
     let mut took: [Histogram<u64>; 2] = [histogram()?, histogram()?];
-    let began = Instant::now();
+    let (began, mut gaps) = (Instant::now(), histogram()?);
     for number in 0..WARM_UP + args.calls {
         if bench.is_interrupted() {
             break;
@@ -141,7 +141,7 @@ fn one(
             took[usize::from(second)].saturating_record(clock.ns(clock.now() - before));
         }
         matching.sent(&[sent]);
-        pause(clock, sent.made + pace);
+        pause(clock, sent.made + pace, &mut gaps);
     }
     let settling = Instant::now();
     while matching.open() > 0 && settling.elapsed() < SETTLE {
@@ -156,6 +156,9 @@ fn one(
     result.path = format!("costs/{name}");
     result.ledger = matching.ledger;
     result.per_second = float(result.ledger.delivered) / began.elapsed().as_secs_f64().max(1e-9);
+    if !gaps.is_empty() {
+        result.stages.insert("producer_gaps".into(), Stage::of(&gaps));
+    }
     let [first, second] = &mut took;
     if calls[0] == calls[1] {
         crate::measure::add(first, second)?;

@@ -297,7 +297,7 @@ impl Drive<'_> {
     }
 
     fn finish(mut self, path: Path, phase: &Phase) -> Result<Driven> {
-        self.window.look();
+        let noted = std::mem::replace(&mut self.window, Window::narrow(&[])).close();
         let (vectors, producers) = (self.vectors, self.args.producers);
         // The producers' vectors take turns, so this many signals have been everywhere.
         if self.matching.ledger.sent >= (vectors * producers) as u64 {
@@ -335,10 +335,7 @@ impl Drive<'_> {
         let mut result = result(path, vectors, producers, self.rate.load(), &found);
         result.ledger = self.matching.ledger;
         result.per_second = float(result.ledger.delivered) / phase.seconds.max(1e-9);
-        result.cpu_ns_per_interrupt =
-            self.window.cpu_ns().map(|ns| float(ns) / float(result.ledger.delivered.max(1)));
-        result.context_switches = Some(self.window.context_switches());
-        result.steal_ns = self.window.steal_ns();
+        noted.put(&mut result);
         if !own_gaps.is_empty() {
             result.stages.insert("producer_gaps".into(), Stage::of(&own_gaps));
         }

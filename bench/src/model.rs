@@ -7,6 +7,7 @@ use hdrhistogram::serialization::{Deserializer, Serializer, V2DeflateSerializer}
 use pollvisor::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::ops::AddAssign;
 
 /// One run of the benchmark.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -80,10 +81,29 @@ pub struct PathResult {
     pub cpu_ns_per_interrupt: Option<f64>,
     /// TSC gaps on the poller's core.
     pub gaps: Option<Stage>,
-    /// Context switches of the process while it was measured.
+    /// Context switches while it was measured, of the process; in rounds of the producer and of who delivers.
     pub context_switches: Option<u64>,
+    /// Those of the threads that deliver; none where the kernel does, inside the producer's write.
+    #[serde(default)]
+    pub delivery_switches: Option<Switches>,
     /// What the hypervisor took meanwhile, in nanoseconds over all CPUs.
     pub steal_ns: Option<u64>,
+}
+
+/// Context switches of threads.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Switches {
+    /// They waited for something.
+    pub voluntary: u64,
+    /// Somebody else had their CPU.
+    pub involuntary: u64,
+}
+
+impl AddAssign for Switches {
+    fn add_assign(&mut self, other: Self) {
+        self.voluntary += other.voluntary;
+        self.involuntary += other.involuntary;
+    }
 }
 
 /// How signals were made.

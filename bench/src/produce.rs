@@ -146,15 +146,21 @@ pub fn produce(
     Ok(done)
 }
 
+/// Notes what was taken from a spinning thread between two looks at the clock.
+#[inline]
+pub fn gap(clock: Clock, last: u64, now: u64, gaps: &mut Histogram<u64>) {
+    let gap = clock.ns(now.saturating_sub(last));
+    if gap >= SHORTEST_GAP_NS {
+        gaps.saturating_record(gap);
+    }
+}
+
 /// Spins until it is time; what interrupts that is a gap.
 fn wait(clock: Clock, until: u64, gaps: &mut Histogram<u64>, stop: &AtomicBool) {
     let mut last = clock.now();
     while last < until {
         let now = clock.now();
-        let gap = clock.ns(now.saturating_sub(last));
-        if gap >= SHORTEST_GAP_NS {
-            gaps.saturating_record(gap);
-        }
+        gap(clock, last, now, gaps);
         last = now;
         if stop.load(Ordering::Relaxed) {
             return;

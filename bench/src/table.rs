@@ -29,22 +29,42 @@ fn stage(path: &PathResult, key: &str, of: fn(&crate::model::Stage) -> u64) -> S
     path.stages.get(key).map_or_else(|| "-".into(), |stage| microseconds(of(stage)))
 }
 
+/// What the machine did meanwhile: the longest that was taken from the core of the poller or of the producer, what the
+/// hypervisor took, and how often who delivers gave its CPU away or lost it.
+const NOISE: [&str; 3] = ["worst gap", "stolen ms", "switches own+lost"];
+
+fn noise(path: &PathResult) -> [String; 3] {
+    let own = path.stages.get("producer_gaps");
+    let longest = path.gaps.iter().chain(own).filter(|gaps| gaps.count > 0).map(|gaps| gaps.max_ns).max();
+    [
+        longest.map_or_else(|| "-".into(), microseconds),
+        path.steal_ns.map_or_else(|| "-".into(), |ns| format!("{:.0}", float(ns) / 1e6)),
+        path.delivery_switches
+            .map_or_else(|| "-".into(), |made| format!("{}+{}", made.voluntary, made.involuntary)),
+    ]
+}
+
 /// Side by side: ratios to the in-kernel irqfd.
 pub fn ratios(paths: &[PathResult]) -> Table {
-    let mut table = table(&["path", "vectors", "p50 µs", "p99", "p99.9", "producer p50", "× irqfd", "95 %"]);
+    let header = ["path", "vectors", "p50 µs", "p99", "p99.9", "producer p50", "× irqfd", "95 %"];
+    let mut table = table(&[&header[..], &NOISE].concat());
     for path in paths {
         let ratio = path.ratio_to_irqfd.map_or_else(|| "-".into(), |ratio| format!("{ratio:.2}"));
         let ci = path.ratio_ci95.map_or_else(|| "-".into(), |[low, high]| format!("{low:.2} to {high:.2}"));
-        table.add_row([
-            path.path.clone(),
-            path.vectors.to_string(),
-            us(path.p50_ns),
-            us(path.p99_ns),
-            us(path.p999_ns),
-            format!("{:.3}", path.producer_p50_ns / 1000.0),
-            ratio,
-            ci,
-        ]);
+        table.add_row(
+            [
+                path.path.clone(),
+                path.vectors.to_string(),
+                us(path.p50_ns),
+                us(path.p99_ns),
+                us(path.p999_ns),
+                format!("{:.3}", path.producer_p50_ns / 1000.0),
+                ratio,
+                ci,
+            ]
+            .into_iter()
+            .chain(noise(path)),
+        );
     }
     right(table)
 }
@@ -77,34 +97,26 @@ fn load(path: &PathResult) -> String {
 
 /// One after the other, with what the machine did meanwhile.
 pub fn latency(paths: &[PathResult]) -> Table {
-    let mut table = table(&[
-        "path",
-        "vectors",
-        "load",
-        "p50 µs",
-        "p99",
-        "p99.9",
-        "max",
-        "uncorrected p99",
-        "gap max",
-        "switches",
-    ]);
+    let header = ["path", "vectors", "load", "p50 µs", "p99", "p99.9", "max", "uncorrected p99"];
+    let mut table = table(&[&header[..], &NOISE].concat());
     for path in paths {
         let of = |stage: &Option<crate::model::Stage>, of: fn(&crate::model::Stage) -> u64| {
             stage.as_ref().filter(|s| s.count > 0).map_or_else(|| "-".into(), |s| microseconds(of(s)))
         };
-        table.add_row([
-            path.path.clone(),
-            path.vectors.to_string(),
-            load(path),
-            us(path.p50_ns),
-            us(path.p99_ns),
-            us(path.p999_ns),
-            stage(path, "signal_to_accepted", |stage| stage.max_ns),
-            of(&path.uncorrected, |stage| stage.p99_ns),
-            of(&path.gaps, |stage| stage.max_ns),
-            path.context_switches.map_or_else(|| "-".into(), |count| count.to_string()),
-        ]);
+        table.add_row(
+            [
+                path.path.clone(),
+                path.vectors.to_string(),
+                load(path),
+                us(path.p50_ns),
+                us(path.p99_ns),
+                us(path.p999_ns),
+                stage(path, "signal_to_accepted", |stage| stage.max_ns),
+                of(&path.uncorrected, |stage| stage.p99_ns),
+            ]
+            .into_iter()
+            .chain(noise(path)),
+        );
     }
     right(table)
 }

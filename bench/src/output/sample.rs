@@ -2,7 +2,7 @@
 
 use super::Extra;
 use super::json::FORMAT;
-use crate::model::{Ledger, Load, Overhead, PathResult, Results, Stage};
+use crate::model::{Ledger, Load, Overhead, PathResult, Results, Stage, Switches};
 use hdrhistogram::Histogram;
 use std::collections::BTreeMap;
 
@@ -55,6 +55,7 @@ fn path(name: &str, vectors: usize, median: f64, irqfd: f64, count: u32) -> Path
         cpu_ns_per_interrupt: polled.then_some(50_000.0),
         gaps: polled.then(|| stage(60.0, 30.0, count)),
         context_switches: Some(12),
+        delivery_switches: polled.then_some(Switches { voluntary: 3, involuntary: 7 }),
         steal_ns: Some(1_500_000),
     }
 }
