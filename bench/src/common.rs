@@ -226,7 +226,7 @@ impl Bench {
             errors: findings.errors,
         };
         let report = Report { results, goals: findings.goals, growth: findings.growth };
-        let mut text = format!("{line}\n");
+        let mut text = table::findings(&report) + &line + "\n";
         warnings.iter().for_each(|warning| text.push_str(&format!("note: {warning}\n")));
         let extra = Extra { json: more(&report)?, text, table: Some(table::text(&report, table)) };
         let worse = self.outputs.finish(&report.results, &extra)?;

@@ -222,7 +222,7 @@ pub fn result(path: Path, vectors: usize, producers: usize, load: Load, found: &
         producer_p50_ns: quantile(&found.paid, 0.5),
         ratio_to_irqfd: None,
         ratio_ci95: None,
-        ledger: crate::model::Ledger { sent: 0, delivered: 0, merged: 0, dropped: 0 },
+        ledger: crate::model::Ledger::default(),
         stages: stages.map(|(name, histogram)| (name.to_string(), Stage::of(histogram))).collect(),
         uncorrected: open.then(|| Stage::of(&found.uncorrected)),
         per_second: 0.0,

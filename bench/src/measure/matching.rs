@@ -126,7 +126,7 @@ impl Matching {
             sent: vec![VecDeque::new(); vectors],
             samples: vec![VecDeque::new(); vectors],
             found: Found::new()?,
-            ledger: Ledger { sent: 0, delivered: 0, merged: 0, dropped: 0 },
+            ledger: Ledger::default(),
             negative: 0,
             lost: 0,
             watch: Watch::new(u64::MAX, 0),
@@ -221,7 +221,7 @@ impl Matching {
     /// Never.
     pub fn reset(&mut self) -> Result<()> {
         self.found = Found::new()?;
-        self.ledger = Ledger { sent: 0, delivered: 0, merged: 0, dropped: 0 };
+        self.ledger = Ledger::default();
         Ok(())
     }
 

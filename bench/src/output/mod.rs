@@ -15,7 +15,7 @@ mod plot;
 mod readers;
 mod rows;
 #[cfg(test)]
-mod sample;
+pub mod sample;
 mod svg;
 pub mod table;
 pub mod trace;
