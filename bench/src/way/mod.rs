@@ -3,6 +3,8 @@
 mod device;
 mod irqfd;
 mod lanes;
+#[cfg(test)]
+mod live;
 mod rival;
 mod trigger;
 
