@@ -1,11 +1,15 @@
 //! What every subcommand has: its output's flags, the clock, Ctrl-C, and the end, which is a report and an exit code.
 
 use crate::measure::float;
+use crate::measure::watch::{Hit, Watch};
 use crate::model::{Overhead, PathResult, Results};
+use crate::output::trace::{Event, trace};
 use crate::output::{self, Extra, Outputs};
+use crate::threshold::{Threshold, ThresholdArgs};
 use crate::{overhead, table};
 use pollvisor::clock::Clock;
 use pollvisor::error::{Error, Result};
+use pollvisor::flight::Flight;
 use pollvisor::machine::Machine;
 use pollvisor::pin::available;
 use serde::Serialize;
@@ -28,9 +32,9 @@ pub struct OutputArgs {
     /// No progress line
     #[arg(short, long)]
     pub quiet: bool,
-    /// The longest signal → accepted that is all right, in nanoseconds: a longer one ends the run with exit code 2
-    #[arg(long, value_name = "NS")]
-    pub threshold: Option<u64>,
+    /// What is all right, and what to do where it is not.
+    #[command(flatten)]
+    pub threshold: ThresholdArgs,
 }
 
 /// A goal, and what was measured.
@@ -108,9 +112,12 @@ pub struct Bench {
     pub clock: Clock,
     /// The CPUs of this process, before any thread was pinned.
     pub cpus: Vec<usize>,
+    /// What is all right.
+    pub threshold: Threshold,
     interrupted: Arc<AtomicBool>,
     began: SystemTime,
     started: Instant,
+    source: String,
     output: OutputArgs,
     outputs: Outputs,
 }
@@ -121,13 +128,27 @@ impl Bench {
     /// # Errors
     /// Without an invariant TSC.
     pub fn begin(output: &OutputArgs) -> Result<Self> {
+        Self::begin_with(output, None)
+    }
+
+    /// Begins, with this source of all signals.
+    ///
+    /// # Errors
+    /// Without an invariant TSC.
+    pub fn begin_with(output: &OutputArgs, source: Option<String>) -> Result<Self> {
+        let source = source.unwrap_or_else(|| "every source".into());
+        // From here on Ctrl-C ends it with a report.
+        let interrupted = interrupts()?;
         // What cannot be written, or not be compared, is known before anything is measured.
         let outputs = Outputs::open(&output.files)?;
+        let threshold = Threshold::new(&output.threshold)?;
         let clock = Clock::calibrate()?;
-        outputs.check_machine(&value(machine(clock))?)?;
+        outputs.check_machine(&value(machine(clock, &source))?)?;
         Ok(Self {
             outputs,
-            interrupted: interrupts()?,
+            source,
+            threshold,
+            interrupted,
             cpus: available(),
             clock,
             began: SystemTime::now(),
@@ -142,10 +163,29 @@ impl Bench {
         self.interrupted.load(Ordering::Relaxed)
     }
 
-    /// The longest latency that is all right.
+    /// Whether to end, and to report what there is: the first Ctrl-C has come, or a latency beyond the threshold.
     #[must_use]
-    pub fn threshold(&self) -> u64 {
-        self.output.threshold.unwrap_or(u64::MAX)
+    pub fn is_over(&self) -> bool {
+        self.is_interrupted() || self.threshold.is_over()
+    }
+
+    /// A watch for latencies beyond the threshold, with the last events of `threads` where those are asked for.
+    #[must_use]
+    pub fn watch(&self, threads: usize) -> Watch {
+        Watch::new(self.threshold.ns(), if self.threshold.records() { threads } else { 0 })
+    }
+
+    /// Deals with a latency beyond the threshold, if there was one since it was last asked and the run goes on.
+    /// `threads` deliver, or produce where the kernel delivers.
+    pub fn check(&self, name: &str, watch: &mut Watch, flights: &[Flight], threads: usize) {
+        if self.threshold.is_over() {
+            return;
+        }
+        let Some(hit) = watch.take_hit() else { return };
+        self.threshold.act(|| {
+            let events = watch.events(flights, threads, self.clock);
+            trace(name, &events, &about(name, hit, self.threshold.ns(), self.clock, &events))
+        });
     }
 
     /// The line that says how far it is; nothing with `--quiet` or `--json`.
@@ -166,10 +206,8 @@ impl Bench {
     ) -> Result<ExitCode> {
         self.progress("");
         self.progress("\r");
-        let hit = findings.paths.iter().any(|path| {
-            path.stages.get("signal_to_accepted").is_some_and(|stage| stage.max_ns > self.threshold())
-        });
-        let mut machine = machine(self.clock);
+        findings.errors.extend(self.threshold.failures());
+        let mut machine = machine(self.clock, &self.source);
         findings.warnings.sort_unstable();
         findings.warnings.dedup();
         machine.warnings.append(&mut findings.warnings);
@@ -188,23 +226,30 @@ impl Bench {
             errors: findings.errors,
         };
         let report = Report { results, goals: findings.goals, growth: findings.growth };
-        let mut text = format!("{line}\n");
+        let mut text = table::findings(&report) + &line + "\n";
         warnings.iter().for_each(|warning| text.push_str(&format!("note: {warning}\n")));
-        let threshold = self.threshold();
         let extra = Extra { json: more(&report)?, text, table: Some(table::text(&report, table)) };
         let worse = self.outputs.finish(&report.results, &extra)?;
-        if hit {
-            eprintln!("pollvisor-bench: a latency was beyond {threshold} ns");
+        if self.threshold.is_hit() {
+            eprintln!("pollvisor-bench: a latency was beyond {} ns", self.threshold.ns());
             return Ok(ExitCode::from(HIT));
         }
         Ok(ExitCode::from(if report.results.errors.is_empty() && !worse { 0 } else { FAILED }))
     }
 }
 
+/// What a trace is of. An event that was recorded too long before the look at it is no more among them.
+fn about(name: &str, hit: Hit, threshold: u64, clock: Clock, events: &[Event]) -> serde_json::Value {
+    let seen = clock.ns(hit.seen);
+    let recorded = |event: &Event| usize::try_from(event.vector) == Ok(hit.vector) && event.seen_ns == seen;
+    serde_json::json!({"path": name, "threshold_ns": threshold, "latency_ns": hit.ns, "vector": hit.vector,
+        "seen_ns": seen, "recorded": events.iter().any(recorded)})
+}
+
 /// The machine that figures are made on.
-fn machine(clock: Clock) -> Machine {
+fn machine(clock: Clock, source: &str) -> Machine {
     let mut machine = Machine::this(clock);
-    (machine.delivery, machine.source) = ("every path".into(), "every source".into());
+    (machine.delivery, machine.source) = ("every path".into(), source.into());
     machine.idle = "none".into();
     machine.pinned = true;
     machine

@@ -90,13 +90,15 @@ pub fn run(args: &CostsArgs) -> Result<ExitCode> {
         per_context: DEFAULT_PER_CONTEXT,
         samples: usize::try_from(args.calls).unwrap_or(0) * 2 + 1024,
         gaps: false,
+        flight: bench.threshold.records(),
+        device: None,
     };
     let (mut lanes, mut triggers) = Lanes::start(&config, 1, bench.clock)?;
     let mut trigger = triggers.pop().ok_or_else(|| Error::new("no producer"))?;
     for call in Call::ALL {
         bench.progress(call.names().0);
         findings.paths.push(one(&bench, args, call, &mut lanes, &mut trigger)?);
-        if bench.is_interrupted() {
+        if bench.is_over() {
             break;
         }
     }
@@ -116,14 +118,15 @@ fn one(
     let clock = bench.clock;
     let pace = clock.cycles(Duration::from_micros(args.pace));
     let mut matching = Matching::new(clock, lanes.vectors(), false)?;
+    matching.watch = bench.watch(1);
     let mut took: [Histogram<u64>; 2] = [histogram()?, histogram()?];
-    let began = Instant::now();
+    let (began, mut gaps) = (Instant::now(), histogram()?);
     for number in 0..WARM_UP + args.calls {
         if bench.is_interrupted() {
             break;
         }
         let measured = number >= WARM_UP;
-        let sent = if measured { trigger.signal(None) } else { trigger.warm_up() };
+        let sent = if measured { trigger.signal(None)? } else { trigger.warm_up()? };
         let second = number % 2 == 1;
         let before = clock.now();
         match (call, second) {
@@ -138,7 +141,7 @@ fn one(
             took[usize::from(second)].saturating_record(clock.ns(clock.now() - before));
         }
         matching.sent(&[sent]);
-        pause(clock, sent.made + pace);
+        pause(clock, sent.made + pace, &mut gaps);
     }
     let settling = Instant::now();
     while matching.open() > 0 && settling.elapsed() < SETTLE {
@@ -146,12 +149,16 @@ fn one(
     }
     matching.run();
     matching.check()?;
+    bench.check(call.names().0, &mut matching.watch, lanes.flights(), 1);
     lanes.put_spare_away()?;
     let (name, calls) = call.names();
     let mut result = result(Path::PolledEventfd, lanes.vectors(), 1, Load::Closed, &matching.found);
     result.path = format!("costs/{name}");
     result.ledger = matching.ledger;
     result.per_second = float(result.ledger.delivered) / began.elapsed().as_secs_f64().max(1e-9);
+    if !gaps.is_empty() {
+        result.stages.insert("producer_gaps".into(), Stage::of(&gaps));
+    }
     let [first, second] = &mut took;
     if calls[0] == calls[1] {
         crate::measure::add(first, second)?;

@@ -8,21 +8,23 @@ use crate::model::{Load, PathResult, Stage};
 use crate::noise::{Kind, Noise, Window};
 use crate::produce::{Log, Pace, Plan, Produced, produce};
 use crate::rounds::{SETTLE, result};
-use crate::way::{self, Config, Cpus, Path, Trigger, Way};
+use crate::way::{self, Config, Cpus, Device, Path, Trigger, Way};
 use hdrhistogram::Histogram;
 use pollvisor::cli::duration;
 use pollvisor::error::{Error, Result};
+use pollvisor::flight::EVENTS;
 use pollvisor::pin::{Placement, not_isolated};
 use pollvisor::source::DEFAULT_PER_CONTEXT;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// The flags that say how a path is loaded.
 #[derive(Debug, Clone, clap::Args)]
 pub struct DriveArgs {
-    /// Interrupt vectors, 1 to 4096
-    #[arg(long, default_value_t = 64, value_name = "N")]
-    pub vectors: usize,
+    /// Interrupt vectors, 1 to 4096 [default: 64; of a device: all it has]
+    #[arg(long, value_name = "N")]
+    pub vectors: Option<usize>,
     /// Producers; each vector has one
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub producers: usize,
@@ -41,6 +43,15 @@ pub struct DriveArgs {
     /// Other work on every CPU meanwhile
     #[arg(long, value_enum, default_value_t = Kind::None)]
     pub noise: Kind,
+}
+
+impl DriveArgs {
+    /// How many vectors, where no device has fewer.
+    #[must_use]
+    pub fn vectors(&self) -> usize {
+        const USUAL: usize = 64;
+        self.vectors.unwrap_or(USUAL)
+    }
 }
 
 /// How signals are made, over all producers.
@@ -103,12 +114,16 @@ pub struct Driven {
     pub result: PathResult,
     /// What a reader should know.
     pub warnings: Vec<String>,
+    /// Why it ended early: what was measured until then is in the result all the same.
+    pub gone: Option<Error>,
 }
 
 struct Drive<'a> {
     bench: &'a Bench,
     args: &'a DriveArgs,
     rate: Rate,
+    device: Option<&'a Device>,
+    vectors: usize,
     cpus: &'a Cpus,
     name: String,
     room: usize,
@@ -125,11 +140,20 @@ struct Phase {
     seconds: f64,
 }
 
-/// Sets a path up, warms it up, loads it, and takes it down.
+/// Sets a path up, warms it up, loads it, and takes it down. `device`: whose vectors are fired.
 ///
 /// # Errors
 /// Why it cannot be had here, or what does not add up.
-pub fn drive(bench: &Bench, args: &DriveArgs, path: Path, rate: Rate) -> Result<Driven> {
+pub fn drive(
+    bench: &Bench,
+    args: &DriveArgs,
+    path: Path,
+    rate: Rate,
+    device: Option<&Arc<Device>>,
+) -> Result<Driven> {
+    if device.is_some() && !path.is_by_eventfd() {
+        return Err(Error::new("VFIO signals eventfds, and nothing else").remedy("another --path"));
+    }
     if args.duration.is_zero() {
         return Err(Error::new("--duration 0: nothing would be measured"));
     }
@@ -144,27 +168,32 @@ pub fn drive(bench: &Bench, args: &DriveArgs, path: Path, rate: Rate) -> Result<
         reason = "bounded just now, not below 0"
     )]
     let room = if matches!(rate, Rate::Flood(_)) { 0 } else { kept as usize + 1024 };
+    let vectors = device.map_or(args.vectors(), |device| device.vectors());
     let config = Config {
         path,
-        vectors: args.vectors,
+        vectors,
         producers: args.producers,
         cpus: cpus.pollers.clone(),
         per_context: args.per_context,
         samples: room,
         gaps: path.spins(),
+        flight: bench.threshold.records(),
+        device: device.cloned(),
     };
     let (way, triggers) = way::start(&config, bench.clock)?;
-    let matching = Matching::new(bench.clock, args.vectors, path == Path::Irqfd)?;
+    let matching = Matching::new(bench.clock, vectors, path == Path::Irqfd)?;
     let window = Window::open(&way.threads());
     let name = path.key().to_string();
+    let (device, cpus, gaps) = (device.map(|device| &**device), &cpus, None);
     let mut drive =
-        Drive { bench, args, rate, cpus: &cpus, name, room, way, triggers, matching, gaps: None, window };
+        Drive { bench, args, rate, device, vectors, cpus, name, room, way, triggers, matching, gaps, window };
     let noise = Noise::start(args.noise, &bench.cpus)?;
     if !args.warm_up.is_zero() {
         drive.phase(args.warm_up)?;
         drive.matching.reset()?;
         drive.gaps = None;
     }
+    drive.matching.watch = bench.watch(args.pollers.max(args.producers));
     drive.window = Window::open(&drive.way.threads());
     let phase = drive.phase(args.duration)?;
     drop(noise);
@@ -199,12 +228,14 @@ impl Drive<'_> {
                 })
                 .collect();
             let mut result = Ok(());
+            let pause = self.pause().min(duration / 4);
             while !threads.iter().all(std::thread::ScopedJoinHandle::is_finished) {
-                std::thread::sleep(LOOK.min(duration / 4));
+                std::thread::sleep(pause);
                 result = result.and_then(|()| self.look(&logs));
                 self.window.look();
-                let hit = self.matching.found.accepted.max() > self.bench.threshold();
-                if result.is_err() || hit || self.bench.is_interrupted() {
+                self.check();
+                let gone = self.device.is_some_and(|device| device.gone().is_some());
+                if result.is_err() || gone || self.bench.is_over() {
                     stop.store(true, Ordering::Relaxed);
                 }
                 let (seconds, all) = (began.elapsed().as_secs_f64(), duration.as_secs_f64());
@@ -226,8 +257,26 @@ impl Drive<'_> {
             std::thread::sleep(Duration::from_millis(1));
         }
         self.matching.run();
+        self.check();
         let ended = produced.iter().map(|one| one.ended).max().unwrap_or(start);
         Ok(Phase { produced, seconds: float(clock.ns(ended.saturating_sub(start))) / 1e9 })
+    }
+
+    /// How long between two looks: with a flight recorder not longer than a quarter of its events take, at the rate that is
+    /// asked for.
+    fn pause(&self) -> Duration {
+        const LEAST: f64 = 0.001;
+        let events = float((EVENTS / 4 * self.args.pollers) as u64);
+        if !self.bench.threshold.records() || self.rate.kept() <= 0.0 {
+            return LOOK;
+        }
+        Duration::from_secs_f64((events / self.rate.kept()).clamp(LEAST, LOOK.as_secs_f64()))
+    }
+
+    /// Deals with a latency beyond the threshold.
+    fn check(&mut self) {
+        let threads = if self.way.threads().is_empty() { self.args.producers } else { 1 };
+        self.bench.check(&self.name, &mut self.matching.watch, self.way.flights(), threads);
     }
 
     /// Takes what the path took, then what the producers made: a delivery whose signal is not logged yet waits for it.
@@ -248,8 +297,8 @@ impl Drive<'_> {
     }
 
     fn finish(mut self, path: Path, phase: &Phase) -> Result<Driven> {
-        self.window.look();
-        let (vectors, producers) = (self.args.vectors, self.args.producers);
+        let noted = std::mem::replace(&mut self.window, Window::narrow(&[])).close();
+        let (vectors, producers) = (self.vectors, self.args.producers);
         // The producers' vectors take turns, so this many signals have been everywhere.
         if self.matching.ledger.sent >= (vectors * producers) as u64 {
             for vector in 0..vectors {
@@ -286,15 +335,12 @@ impl Drive<'_> {
         let mut result = result(path, vectors, producers, self.rate.load(), &found);
         result.ledger = self.matching.ledger;
         result.per_second = float(result.ledger.delivered) / phase.seconds.max(1e-9);
-        result.cpu_ns_per_interrupt =
-            self.window.cpu_ns().map(|ns| float(ns) / float(result.ledger.delivered.max(1)));
-        result.context_switches = Some(self.window.context_switches());
-        result.steal_ns = self.window.steal_ns();
+        noted.put(&mut result);
         if !own_gaps.is_empty() {
             result.stages.insert("producer_gaps".into(), Stage::of(&own_gaps));
         }
         result.gaps = self.gaps.as_ref().map(Stage::of);
         self.way.stop()?;
-        Ok(Driven { result, warnings })
+        Ok(Driven { result, warnings, gone: self.device.and_then(Device::gone) })
     }
 }

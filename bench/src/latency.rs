@@ -4,16 +4,25 @@ use crate::common::{Bench, Findings, OutputArgs};
 use crate::drive::{DriveArgs, Rate, drive};
 use crate::measure::schedule::Shape;
 use crate::table;
-use crate::way::Path;
+use crate::way::{Device, Path, device};
+use pollvisor::cli::DeviceArg;
 use pollvisor::error::{Error, Result};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 /// The flags of `latency`.
 #[derive(Debug, clap::Args)]
 pub struct LatencyArgs {
-    /// Which paths
-    #[arg(long = "path", value_enum, value_delimiter = ',', default_values_t = [Path::PolledEventfd, Path::PolledDoorbell], value_name = "PATH,...")]
+    /// Which paths [default: polled_eventfd,polled_doorbell; of a device: irqfd,polled_eventfd,blocking_epoll]
+    #[arg(long = "path", value_enum, value_delimiter = ',', value_name = "PATH,...")]
     paths: Vec<Path>,
+    /// Fire this device's vectors by VFIO's loopback, instead of writing to eventfds; by each path in turn
+    ///
+    /// host=BDF, path=/sys/bus/pci/devices/BDF, or the address alone; it has to be bound to vfio-pci. This is all of an
+    /// assigned device's way but the hardware: VFIO's eventfd, whoever takes it, the LAPIC. A device's own interrupts, by a
+    /// guest that drives it, are what `pollvisor run --device` measures.
+    #[arg(long, value_parser = device, value_name = "DEVICE", verbatim_doc_comment)]
+    device: Option<DeviceArg>,
     #[command(flatten)]
     load: LoadArgs,
     #[command(flatten)]
@@ -62,14 +71,24 @@ impl LoadArgs {
 /// # Errors
 /// When no path could be measured.
 pub fn run(args: &LatencyArgs) -> Result<ExitCode> {
-    let bench = Bench::begin(&args.output)?;
+    use Path::{BlockingEpoll, Irqfd, PolledDoorbell, PolledEventfd};
+    let source = args.device.as_ref().map(|device| format!("vfio-loopback {}", device.address));
+    let bench = Bench::begin_with(&args.output, source)?;
+    let device = args.device.as_ref().map(|device| Device::open(device, args.drive.vectors)).transpose()?;
+    let paths = match &args.paths[..] {
+        [] if device.is_some() => &[Irqfd, PolledEventfd, BlockingEpoll][..],
+        [] => &[PolledEventfd, PolledDoorbell],
+        given => given,
+    };
     let mut findings = Findings::default();
-    drive_all(&bench, &args.drive, &args.paths, args.load.rate(), &mut findings)?;
+    drive_all(&bench, &args.drive, paths, args.load.rate(), device.as_ref(), &mut findings)?;
+    // Closed before the report: the host may be waiting for it.
+    drop(device);
     bench.finish(findings, table::latency)
 }
 
-/// Drives paths one after the other; one that fails is an error among the findings. Ends early on Ctrl-C, and when the
-/// threshold is hit.
+/// Drives paths one after the other; one that fails is an error among the findings. Ends early on Ctrl-C, when the
+/// threshold is hit, and when the device is gone.
 ///
 /// # Errors
 /// When all failed: the first one's.
@@ -78,17 +97,17 @@ pub fn drive_all(
     args: &DriveArgs,
     paths: &[Path],
     rate: Rate,
+    device: Option<&Arc<Device>>,
     findings: &mut Findings,
 ) -> Result<()> {
     let mut first: Option<Error> = None;
     for path in paths {
-        match drive(bench, args, *path, rate) {
+        match drive(bench, args, *path, rate, device) {
             Ok(driven) => {
-                let hit = driven.result.stages.get("signal_to_accepted");
-                let hit = hit.is_some_and(|stage| stage.max_ns > bench.threshold());
                 findings.paths.push(driven.result);
                 findings.warnings.extend(driven.warnings);
-                if hit {
+                if let Some(gone) = driven.gone {
+                    findings.errors.push(gone.context(path.key()).to_string());
                     break;
                 }
             }
@@ -98,7 +117,7 @@ pub fn drive_all(
                 first = first.or(Some(error));
             }
         }
-        if bench.is_interrupted() {
+        if bench.is_over() {
             break;
         }
     }

@@ -18,6 +18,7 @@ mod saturation;
 mod scaling;
 mod startup;
 mod table;
+mod threshold;
 mod way;
 
 use clap::{Parser, Subcommand};

@@ -5,8 +5,11 @@ use base64::prelude::BASE64_STANDARD;
 use hdrhistogram::Histogram;
 use hdrhistogram::serialization::{Deserializer, Serializer, V2DeflateSerializer};
 use pollvisor::error::{Error, Result};
+pub use pollvisor::run::Ledger;
+use pollvisor::run::StageFigures;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::ops::{AddAssign, Deref};
 
 /// One run of the benchmark.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -38,6 +41,9 @@ pub struct Overhead {
     pub timestamp_ns: f64,
     /// One turn of a loop that does nothing, in nanoseconds.
     pub empty_loop_ns: f64,
+    /// One event into the flight recorder, in nanoseconds; in no figure unless `--on-threshold trace` turned it on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recorder_ns: Option<f64>,
 }
 
 /// One path, at one number of vectors and producers.
@@ -77,10 +83,29 @@ pub struct PathResult {
     pub cpu_ns_per_interrupt: Option<f64>,
     /// TSC gaps on the poller's core.
     pub gaps: Option<Stage>,
-    /// Context switches of the process while it was measured.
+    /// Context switches while it was measured, of the process; in rounds of the producer and of who delivers.
     pub context_switches: Option<u64>,
+    /// Those of the threads that deliver; none where the kernel does, inside the producer's write.
+    #[serde(default)]
+    pub delivery_switches: Option<Switches>,
     /// What the hypervisor took meanwhile, in nanoseconds over all CPUs.
     pub steal_ns: Option<u64>,
+}
+
+/// Context switches of threads.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Switches {
+    /// They waited for something.
+    pub voluntary: u64,
+    /// Somebody else had their CPU.
+    pub involuntary: u64,
+}
+
+impl AddAssign for Switches {
+    fn add_assign(&mut self, other: Self) {
+        self.voluntary += other.voluntary;
+        self.involuntary += other.involuntary;
+    }
 }
 
 /// How signals were made.
@@ -98,66 +123,34 @@ pub enum Load {
     },
 }
 
-/// What became of every signal: sent = delivered + merged + dropped.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Ledger {
-    /// Signals made.
-    pub sent: u64,
-    /// Interrupts injected.
-    pub delivered: u64,
-    /// Signals that an earlier one's interrupt stood for.
-    pub merged: u64,
-    /// Signals lost or refused.
-    pub dropped: u64,
-}
-
 /// A distribution of times, in nanoseconds.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Stage {
-    /// How many samples.
-    pub count: u64,
-    /// The least.
-    pub min_ns: u64,
-    /// The median.
-    pub p50_ns: u64,
-    /// The 90th percentile.
-    pub p90_ns: u64,
-    /// The 99th percentile.
-    pub p99_ns: u64,
-    /// The 99.9th percentile.
-    pub p999_ns: u64,
-    /// The 99.99th percentile.
-    pub p9999_ns: u64,
-    /// The 99.999th percentile.
-    pub p99999_ns: u64,
-    /// The greatest.
-    pub max_ns: u64,
+    /// Its figures; zeroes when it is empty.
+    #[serde(flatten)]
+    pub figures: StageFigures,
     /// All of it: base64 of the HdrHistogram V2 deflate serialisation.
     pub histogram: String,
+}
+
+impl Deref for Stage {
+    type Target = StageFigures;
+    fn deref(&self) -> &StageFigures {
+        &self.figures
+    }
 }
 
 impl Stage {
     /// The summary of a histogram, and the histogram.
     #[must_use]
     pub fn of(histogram: &Histogram<u64>) -> Self {
-        let at = |quantile| histogram.value_at_quantile(quantile);
         let mut bytes = Vec::new();
         // Writing to memory does not fail; a histogram too large to encode would leave the text empty.
         if V2DeflateSerializer::new().serialize(histogram, &mut bytes).is_err() {
             bytes.clear();
         }
-        Self {
-            count: histogram.len(),
-            min_ns: histogram.min(),
-            p50_ns: at(0.5),
-            p90_ns: at(0.9),
-            p99_ns: at(0.99),
-            p999_ns: at(0.999),
-            p9999_ns: at(0.9999),
-            p99999_ns: at(0.99999),
-            max_ns: histogram.max(),
-            histogram: BASE64_STANDARD.encode(&bytes),
-        }
+        let figures = StageFigures::of(histogram).unwrap_or_default();
+        Self { figures, histogram: BASE64_STANDARD.encode(&bytes) }
     }
 
     /// The histogram.

@@ -1,5 +1,7 @@
 //! Other work on the machine, made on purpose, and what the machine itself does meanwhile.
 
+use crate::measure::float;
+use crate::model::{PathResult, Switches};
 use clap::ValueEnum;
 use pollvisor::error::{Error, Result};
 use pollvisor::pin::Placement;
@@ -80,68 +82,128 @@ fn make(kind: Kind, stop: &AtomicBool) {
     black_box(memory);
 }
 
-/// What the machine did since it was opened.
+/// What the machine did since this was opened.
 #[derive(Debug)]
 pub struct Window {
+    /// Those that are looked at; `None`: all of this process.
+    watched: Option<Vec<u32>>,
     /// By thread: when it was first seen, and last.
-    switches: BTreeMap<u32, (u64, u64)>,
+    switches: BTreeMap<u32, (Switches, Switches)>,
     steal: Option<u64>,
-    cpu: BTreeMap<u32, u64>,
+    /// By thread that delivers: CPU time at the start.
+    delivering: BTreeMap<u32, Option<u64>>,
+}
+
+/// What it did, in one window or in several.
+#[derive(Debug, Default)]
+pub struct Noted {
+    /// Context switches of the threads that were looked at.
+    pub switches: u64,
+    /// Those of the threads that deliver; `None`: there is none.
+    pub delivering: Option<Switches>,
+    /// What the hypervisor took, over all CPUs, in nanoseconds, to 10 ms.
+    pub steal_ns: Option<u64>,
+    /// CPU time of the threads that deliver, in nanoseconds.
+    pub cpu_ns: Option<u64>,
 }
 
 impl Window {
-    /// Opened now; `threads` are those that deliver.
+    /// Opened now, for all threads of this process; `delivering` are those that deliver.
     #[must_use]
-    pub fn open(threads: &[u32]) -> Self {
-        let cpu = threads.iter().filter_map(|thread| Some((*thread, cpu_ns(*thread)?))).collect();
-        let mut window = Self { switches: BTreeMap::new(), steal: steal_ns(), cpu };
+    pub fn open(delivering: &[u32]) -> Self {
+        Self::of(None, delivering)
+    }
+
+    /// Opened now, for the calling thread and those that deliver, and no other: quick.
+    #[must_use]
+    pub fn narrow(delivering: &[u32]) -> Self {
+        let watched = delivering.iter().copied().chain([pollvisor::sys::sched::thread_id()]);
+        Self::of(Some(watched.collect()), delivering)
+    }
+
+    fn of(watched: Option<Vec<u32>>, delivering: &[u32]) -> Self {
+        let delivering = delivering.iter().map(|thread| (*thread, cpu_ns(*thread))).collect();
+        let mut window = Self { watched, switches: BTreeMap::new(), steal: steal_ns(), delivering };
         window.look();
         window
     }
 
     /// Looks at the threads that there are; those that end between two looks lose what they did since the last.
     pub fn look(&mut self) {
-        for (thread, count) in switches() {
-            self.switches.entry(thread).or_insert((count, count)).1 = count;
+        for thread in self.watched.clone().unwrap_or_else(threads) {
+            if let Some(count) = switches(thread) {
+                self.switches.entry(thread).or_insert((count, count)).1 = count;
+            }
         }
     }
 
-    /// Context switches of the process.
+    /// What there was until now.
     #[must_use]
-    pub fn context_switches(&self) -> u64 {
-        self.switches.values().map(|(first, last)| last - first).sum()
-    }
-
-    /// What the hypervisor took, over all CPUs, in nanoseconds, to 10 ms.
-    #[must_use]
-    pub fn steal_ns(&self) -> Option<u64> {
-        Some(steal_ns()?.saturating_sub(self.steal?))
-    }
-
-    /// CPU time of the threads that deliver, in nanoseconds.
-    #[must_use]
-    pub fn cpu_ns(&self) -> Option<u64> {
-        let spent = |(thread, before): (&u32, &u64)| Some(cpu_ns(*thread)?.saturating_sub(*before));
-        if self.cpu.is_empty() { None } else { self.cpu.iter().map(spent).sum() }
+    pub fn close(mut self) -> Noted {
+        self.look();
+        let (mut noted, mut delivering) = (Noted::default(), Switches::default());
+        for (thread, (first, last)) in &self.switches {
+            let made = Switches {
+                voluntary: last.voluntary - first.voluntary,
+                involuntary: last.involuntary - first.involuntary,
+            };
+            noted.switches += made.voluntary + made.involuntary;
+            if self.delivering.contains_key(thread) {
+                delivering += made;
+            }
+        }
+        noted.steal_ns = steal_ns().zip(self.steal).map(|(now, then)| now.saturating_sub(then));
+        if !self.delivering.is_empty() {
+            noted.delivering = Some(delivering);
+            let spent =
+                |(thread, before): (&u32, &Option<u64>)| Some(cpu_ns(*thread)?.saturating_sub((*before)?));
+            noted.cpu_ns = self.delivering.iter().map(spent).sum();
+        }
+        noted
     }
 }
 
-/// Context switches of every thread of this process, wanted and not.
-fn switches() -> Vec<(u32, u64)> {
+impl Noted {
+    /// With another window's.
+    #[must_use]
+    pub fn with(mut self, other: Self) -> Self {
+        let sum = |one: Option<u64>, other: Option<u64>| one.zip(other).map(|(one, other)| one + other);
+        self.switches += other.switches;
+        if let (Some(mine), Some(theirs)) = (&mut self.delivering, other.delivering) {
+            *mine += theirs;
+        }
+        self.steal_ns = sum(self.steal_ns, other.steal_ns);
+        self.cpu_ns = sum(self.cpu_ns, other.cpu_ns);
+        self
+    }
+
+    /// Puts it into a path's result, whose ledger is there already.
+    pub fn put(&self, result: &mut PathResult) {
+        result.context_switches = Some(self.switches);
+        result.delivery_switches = self.delivering;
+        result.steal_ns = self.steal_ns;
+        result.cpu_ns_per_interrupt = self.cpu_ns.map(|ns| float(ns) / float(result.ledger.delivered.max(1)));
+    }
+}
+
+/// The threads of this process.
+fn threads() -> Vec<u32> {
     let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
-    let count = |task: std::fs::DirEntry| {
-        let thread = task.file_name().to_str()?.parse().ok()?;
-        Some((thread, switches_in(&read_to_string(task.path().join("status")).ok()?)))
-    };
-    tasks.filter_map(count).collect()
+    tasks.filter_map(|task| task.file_name().to_str()?.parse().ok()).collect()
 }
 
-fn switches_in(status: &str) -> u64 {
-    let count = |line: &str| {
-        let (name, value) = line.split_once(':')?;
-        name.ends_with("_ctxt_switches").then(|| value.trim().parse::<u64>().ok())?
+/// Context switches of a thread of this process.
+fn switches(thread: u32) -> Option<Switches> {
+    switches_in(&read_to_string(format!("/proc/self/task/{thread}/status")).ok()?)
+}
+
+fn switches_in(status: &str) -> Option<Switches> {
+    let count = |name: &str| {
+        let value = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        value?.trim().parse().ok()
     };
-    status.lines().filter_map(count).sum()
+    let (voluntary, involuntary) = (count("voluntary_ctxt_switches")?, count("nonvoluntary_ctxt_switches")?);
+    Some(Switches { voluntary, involuntary })
 }
 
 /// The CPU time of a thread of this process.
@@ -167,19 +229,27 @@ mod tests {
     #[test]
     fn the_kernels_tables() {
         let status = "Name:\tx\nvoluntary_ctxt_switches:\t12\nnonvoluntary_ctxt_switches:\t30\n";
-        assert_eq!(switches_in(status), 42);
+        assert_eq!(switches_in(status), Some(Switches { voluntary: 12, involuntary: 30 }));
+        assert_eq!(switches_in("Name:\tx\n"), None);
         assert_eq!(steal_in("cpu  1 2 3 4 5 6 7 8 9 10\ncpu0 0 0\n"), Some(80_000_000));
         assert_eq!(steal_in("cpu  1 2\n"), None);
     }
 
     #[test]
     fn sleeping_is_seen_as_context_switches() {
-        let mut window = Window::open(&[pollvisor::sys::sched::thread_id()]);
-        for _ in 0..20 {
-            std::thread::sleep(std::time::Duration::from_micros(100));
+        let own = pollvisor::sys::sched::thread_id();
+        for window in [Window::open(&[own]), Window::narrow(&[own]), Window::narrow(&[])] {
+            for _ in 0..20 {
+                std::thread::sleep(std::time::Duration::from_micros(100));
+            }
+            let noted = window.close();
+            assert!(noted.switches >= 20, "{noted:?}");
+            // A window knows whose they are, or that nobody's were asked for.
+            assert!(noted.delivering.is_none_or(|own| own.voluntary >= 20), "{noted:?}");
+            let both = noted.with(Noted { switches: 5, steal_ns: None, ..Noted::default() });
+            assert!(both.switches >= 25 && both.steal_ns.is_none(), "{both:?}");
         }
-        window.look();
-        assert!(window.context_switches() >= 20);
-        assert!(window.cpu_ns().is_none_or(|ns| ns < 1_000_000_000));
+        assert!(Window::narrow(&[]).close().delivering.is_none());
+        assert!(Window::narrow(&[own]).close().delivering.is_some());
     }
 }

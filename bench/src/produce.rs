@@ -84,7 +84,7 @@ pub struct Produced {
 /// How far a producer may be behind its schedule at the end, in milliseconds.
 const GRACE_MS: u64 = 500;
 
-/// Carries the plan out, until its end or `stop`.
+/// Carries the plan out, until its end or `stop`, or until its device is gone, which says why itself.
 ///
 /// # Errors
 /// Never.
@@ -108,14 +108,16 @@ pub fn produce(
                 }
                 if now >= next {
                     next += cycles;
-                    trigger.signal(None);
+                    if trigger.signal(None).is_err() {
+                        break;
+                    }
                     done.counted += 1;
                 }
             }
         }
         Pace::Closed(cycles) => {
             while !stopped() && clock.now() < plan.end {
-                let sent = trigger.signal(None);
+                let Ok(sent) = trigger.signal(None) else { break };
                 log.lock().push(sent);
                 wait(clock, sent.made + cycles, &mut done.gaps, stop);
             }
@@ -124,7 +126,7 @@ pub fn produce(
             let times = crate::measure::float(burst as u64);
             let schedule = Schedule::new(shape, clock, plan.start, per_second / times, plan.seed);
             let late = plan.end + clock.khz() * GRACE_MS;
-            for planned in schedule.take_while(|planned| *planned < plan.end) {
+            'plan: for planned in schedule.take_while(|planned| *planned < plan.end) {
                 if stopped() {
                     break;
                 }
@@ -134,7 +136,7 @@ pub fn produce(
                 }
                 wait(clock, planned, &mut done.gaps, stop);
                 for _ in 0..burst {
-                    let sent = trigger.signal(Some(planned));
+                    let Ok(sent) = trigger.signal(Some(planned)) else { break 'plan };
                     log.lock().push(sent);
                 }
             }
@@ -144,15 +146,21 @@ pub fn produce(
     Ok(done)
 }
 
+/// Notes what was taken from a spinning thread between two looks at the clock.
+#[inline]
+pub fn gap(clock: Clock, last: u64, now: u64, gaps: &mut Histogram<u64>) {
+    let gap = clock.ns(now.saturating_sub(last));
+    if gap >= SHORTEST_GAP_NS {
+        gaps.saturating_record(gap);
+    }
+}
+
 /// Spins until it is time; what interrupts that is a gap.
 fn wait(clock: Clock, until: u64, gaps: &mut Histogram<u64>, stop: &AtomicBool) {
     let mut last = clock.now();
     while last < until {
         let now = clock.now();
-        let gap = clock.ns(now.saturating_sub(last));
-        if gap >= SHORTEST_GAP_NS {
-            gaps.saturating_record(gap);
-        }
+        gap(clock, last, now, gaps);
         last = now;
         if stop.load(Ordering::Relaxed) {
             return;

@@ -3,15 +3,20 @@
 //! Every path has a VM of its own for the whole run. A round is: for every number of vectors and every path in turn, its
 //! poller is woken, a warm-up, signals at a fixed pace to the vectors in turn, its poller is parked. A round takes about
 //! a tenth of a second and a ratio is made within it, so the machine's moods cancel; what is printed is the median over
-//! the rounds. Acceptance is checked, not assumed: every ledger has to add up, and at the end the LAPICs' request
+//! the rounds. Noise is noted in the same windows: gaps by the loops that spin there anyway, a poller's between its idle
+//! passes (one look at the clock more in each) and the producer's between signals; of a path that sleeps the producer's only,
+//! for a loop on its core would keep it awake. Acceptance is checked, not assumed: every ledger has to add up, and at the end the LAPICs' request
 //! registers are read back.
 
 use crate::common::{Bench, quantile};
-use crate::measure::float;
 use crate::measure::matching::{Found, Matching};
 use crate::measure::stats::{median, median_ci95};
+use crate::measure::{add, float, histogram};
 use crate::model::{Load, PathResult, Stage};
+use crate::noise::{Noted, Window};
+use crate::produce::gap;
 use crate::way::{self, Config, Path, Trigger, Way};
+use hdrhistogram::Histogram;
 use pollvisor::clock::Clock;
 use pollvisor::error::{Error, Result};
 use std::time::{Duration, Instant};
@@ -38,6 +43,9 @@ pub struct Contender {
     matching: Matching,
     all: Found,
     active: Duration,
+    noted: Option<Noted>,
+    gaps: Option<Histogram<u64>>,
+    own_gaps: Histogram<u64>,
 }
 
 /// How long the last signals may take to be accounted for.
@@ -57,8 +65,19 @@ impl Contender {
         turn: Turn,
     ) -> Result<Self> {
         let samples = vectors.max(turn.samples as usize * 2) + 64;
-        let config =
-            Config { path, vectors, producers: 1, cpus: vec![cpu], per_context, samples, gaps: false };
+        let flight = bench.threshold.records();
+        let (cpus, device) = (vec![cpu], None);
+        let config = Config {
+            path,
+            vectors,
+            producers: 1,
+            cpus,
+            per_context,
+            samples,
+            gaps: path.spins(),
+            flight,
+            device,
+        };
         let (way, mut triggers) = way::start(&config, bench.clock)?;
         let trigger = triggers.pop().ok_or_else(|| Error::new("a path without a producer"))?;
         let mut made = Self {
@@ -70,13 +89,19 @@ impl Contender {
             matching: Matching::new(bench.clock, vectors, path == Path::Irqfd)?,
             all: Found::new()?,
             active: Duration::ZERO,
+            noted: None,
+            gaps: None,
+            own_gaps: histogram()?,
         };
         // So that nothing is measured for its first time.
         for _ in 0..vectors {
-            made.warm_up(turn, bench.clock);
+            made.warm_up(turn, bench.clock)?;
         }
         made.settle()?;
         made.matching.reset()?;
+        made.matching.watch = bench.watch(1);
+        made.gaps.iter_mut().for_each(Histogram::reset);
+        made.own_gaps.reset();
         made.way.park();
         Ok(made)
     }
@@ -87,10 +112,11 @@ impl Contender {
         format!("{} at {} vectors", self.path.key(), self.vectors)
     }
 
-    fn warm_up(&mut self, turn: Turn, clock: Clock) {
-        let sent = self.trigger.warm_up();
+    fn warm_up(&mut self, turn: Turn, clock: Clock) -> Result<()> {
+        let sent = self.trigger.warm_up()?;
         self.matching.sent(&[sent]);
-        pause(clock, sent.made + turn.pace);
+        pause(clock, sent.made + turn.pace, &mut self.own_gaps);
+        Ok(())
     }
 
     /// One round's turn.
@@ -100,15 +126,21 @@ impl Contender {
     pub fn measure(&mut self, turn: Turn, clock: Clock) -> Result<()> {
         let began = Instant::now();
         self.way.unpark();
+        let window = Window::narrow(&self.way.threads());
         for _ in 0..turn.samples {
-            self.warm_up(turn, clock);
+            self.warm_up(turn, clock)?;
         }
         for _ in 0..turn.samples {
-            let sent = self.trigger.signal(None);
+            let sent = self.trigger.signal(None)?;
             self.matching.sent(&[sent]);
-            pause(clock, sent.made + turn.pace);
+            pause(clock, sent.made + turn.pace, &mut self.own_gaps);
         }
         self.settle()?;
+        let noted = window.close();
+        self.noted = Some(match self.noted.take() {
+            Some(before) => before.with(noted),
+            None => noted,
+        });
         self.way.park();
         self.active += began.elapsed();
         self.p50s.push(quantile(&self.matching.found.accepted, 0.5));
@@ -121,6 +153,11 @@ impl Contender {
         loop {
             let taken = self.way.take()?;
             self.matching.took(&taken);
+            match (&mut self.gaps, taken.gaps) {
+                (Some(all), Some(gaps)) => add(all, &gaps)?,
+                (all @ None, gaps) => *all = gaps,
+                (Some(_), None) => {}
+            }
             if self.matching.open() == 0 || began.elapsed() > SETTLE {
                 self.matching.run();
                 return self.matching.check();
@@ -146,6 +183,13 @@ impl Contender {
         result.rounds = self.p50s.len();
         result.ledger = self.matching.ledger;
         result.per_second = float(result.ledger.delivered) / self.active.as_secs_f64().max(1e-9);
+        if let Some(noted) = &self.noted {
+            noted.put(&mut result);
+        }
+        result.gaps = self.gaps.as_ref().map(Stage::of);
+        if !self.own_gaps.is_empty() {
+            result.stages.insert("producer_gaps".into(), Stage::of(&self.own_gaps));
+        }
         if let Some(irqfd) = irqfd {
             let ratios = ratios(&self.p50s, irqfd);
             (result.ratio_to_irqfd, result.ratio_ci95) = (Some(median(&ratios)), Some(median_ci95(&ratios)));
@@ -178,21 +222,26 @@ pub fn result(path: Path, vectors: usize, producers: usize, load: Load, found: &
         producer_p50_ns: quantile(&found.paid, 0.5),
         ratio_to_irqfd: None,
         ratio_ci95: None,
-        ledger: crate::model::Ledger { sent: 0, delivered: 0, merged: 0, dropped: 0 },
+        ledger: crate::model::Ledger::default(),
         stages: stages.map(|(name, histogram)| (name.to_string(), Stage::of(histogram))).collect(),
         uncorrected: open.then(|| Stage::of(&found.uncorrected)),
         per_second: 0.0,
         cpu_ns_per_interrupt: None,
         gaps: None,
         context_switches: None,
+        delivery_switches: None,
         steal_ns: None,
     }
 }
 
-/// Spins until it is time for the next signal.
-pub fn pause(clock: Clock, until: u64) {
-    while clock.now() < until {
+/// Spins until it is time for the next signal; what interrupts that is a gap.
+pub fn pause(clock: Clock, until: u64, gaps: &mut Histogram<u64>) {
+    let mut last = clock.now();
+    while last < until {
         std::hint::spin_loop();
+        let now = clock.now();
+        gap(clock, last, now, gaps);
+        last = now;
     }
 }
 
@@ -212,7 +261,7 @@ pub struct Field {
 }
 
 impl Field {
-    /// Sets them up.
+    /// Sets them up, until Ctrl-C.
     pub fn new(
         bench: &Bench,
         paths: &[Path],
@@ -224,6 +273,9 @@ impl Field {
         let mut field = Self::default();
         for vectors in sizes {
             for path in paths {
+                if bench.is_over() {
+                    return field;
+                }
                 bench.progress(&format!("setting {} at {vectors} vectors up", path.key()));
                 match Contender::new(bench, *path, *vectors, cpu, per_context, turn) {
                     Ok(made) => field.contenders.push(made),
@@ -238,7 +290,8 @@ impl Field {
         field
     }
 
-    /// The rounds. A contender that fails leaves, and is an error. Ctrl-C ends after the contender that is on.
+    /// The rounds. A contender that fails leaves, and is an error. Ctrl-C and the threshold end it after the round that is
+    /// on.
     pub fn run(&mut self, bench: &Bench, rounds: u32, turn: Turn) {
         for round in 1..=rounds {
             let mut gone = Vec::new();
@@ -247,12 +300,14 @@ impl Field {
                     self.errors.push(error.context(one.name()).to_string());
                     gone.push(at);
                 }
+                let name = one.name();
+                bench.check(&name, &mut one.matching.watch, one.way.flights(), 1);
             }
             for at in gone.into_iter().rev() {
                 self.contenders.swap_remove(at);
             }
             bench.progress(&format!("round {round} of {rounds}"));
-            if bench.is_interrupted() {
+            if bench.is_over() {
                 return;
             }
         }

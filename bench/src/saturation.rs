@@ -36,8 +36,8 @@ pub fn run(args: &SaturationArgs) -> Result<ExitCode> {
     let bench = Bench::begin(&args.output)?;
     let mut findings = Findings::default();
     for offered in &args.offered {
-        drive_all(&bench, &args.drive, &args.paths, Rate::Flood(*offered), &mut findings)?;
-        if bench.is_interrupted() {
+        drive_all(&bench, &args.drive, &args.paths, Rate::Flood(*offered), None, &mut findings)?;
+        if bench.is_over() {
             break;
         }
     }

@@ -90,9 +90,9 @@ fn by_vectors(bench: &Bench, args: &ScalingArgs, findings: &mut Findings) -> Res
 fn by_producers(bench: &Bench, args: &ScalingArgs, findings: &mut Findings) {
     for path in &args.paths {
         let (mut points, mut producers) = (Vec::new(), 1);
-        while producers <= args.most_producers as usize && !bench.is_interrupted() {
+        while producers <= args.most_producers as usize && !bench.is_over() {
             let drive_args = DriveArgs { producers, ..args.drive.clone() };
-            match drive(bench, &drive_args, *path, Rate::Open(Shape::Fixed, args.rate, 1)) {
+            match drive(bench, &drive_args, *path, Rate::Open(Shape::Fixed, args.rate, 1), None) {
                 Ok(driven) => {
                     points.push((float(producers as u64), driven.result.p50_ns));
                     findings.paths.push(driven.result);

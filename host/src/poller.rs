@@ -208,7 +208,10 @@ fn polling(interrupts: &Interrupts, lane: &mut Lane, recorder: &mut Recorder, vi
     loop {
         match vital.wish.load(Ordering::Relaxed) {
             RUN => {}
-            PARK => park_here(&mut poller, vital),
+            PARK => {
+                park_here(&mut poller, vital);
+                recorder.slept();
+            }
             _ => return Ok(()),
         }
         lane.obey();

@@ -6,6 +6,7 @@
 //!  path's samples:  signals, seen, injected   ─┴► from planned: corrected · from made: uncorrected · stages · ledger
 //! ```
 
+use super::watch::{Recent, Watch};
 use super::{add, histogram};
 use crate::model::Ledger;
 use hdrhistogram::Histogram;
@@ -109,6 +110,8 @@ pub struct Matching {
     pub negative: u64,
     /// Samples lost, after which numbers do not match any more.
     pub lost: u64,
+    /// Who is told of every latency and event that is measured.
+    pub watch: Watch,
 }
 
 impl Matching {
@@ -123,9 +126,10 @@ impl Matching {
             sent: vec![VecDeque::new(); vectors],
             samples: vec![VecDeque::new(); vectors],
             found: Found::new()?,
-            ledger: Ledger { sent: 0, delivered: 0, merged: 0, dropped: 0 },
+            ledger: Ledger::default(),
             negative: 0,
             lost: 0,
+            watch: Watch::new(u64::MAX, 0),
         })
     }
 
@@ -139,7 +143,8 @@ impl Matching {
             }
             if self.by_producer {
                 self.ledger.delivered += 1;
-                self.one(sent, sent.paid, true);
+                self.first(sent, 1, sent.made, sent.paid);
+                self.one(sent, sent.made, sent.paid, true);
             } else if let Some(queue) = self.sent.get_mut(sent.vector) {
                 queue.push_back(*sent);
             }
@@ -188,15 +193,23 @@ impl Matching {
             }
             self.found.seen.saturating_record(self.clock.ns(sample.seen - sent.made));
             self.found.injected.saturating_record(self.clock.ns(sample.injected - sample.seen));
+            self.first(sent, sample.signals, sample.seen, sample.injected);
         }
-        self.one(sent, if number == 0 { sample.injected } else { sample.last }, number == 0);
+        let accepted = if number == 0 { sample.injected } else { sample.last };
+        self.one(sent, sample.seen, accepted, number == 0);
     }
 
-    fn one(&mut self, sent: &Sent, accepted: u64, first: bool) {
+    fn first(&mut self, sent: &Sent, signals: u64, seen: u64, injected: u64) {
+        self.watch.event(Recent { vector: sent.vector, made: sent.made, seen, injected, signals });
+    }
+
+    fn one(&mut self, sent: &Sent, seen: u64, accepted: u64, first: bool) {
         if sent.planned == 0 {
             return;
         }
-        self.found.accepted.saturating_record(self.clock.ns(accepted.saturating_sub(sent.planned)));
+        let ns = self.clock.ns(accepted.saturating_sub(sent.planned));
+        self.found.accepted.saturating_record(ns);
+        self.watch.latency(sent.vector, ns, seen);
         if first {
             self.found.uncorrected.saturating_record(self.clock.ns(accepted.saturating_sub(sent.made)));
         }
@@ -208,7 +221,7 @@ impl Matching {
     /// Never.
     pub fn reset(&mut self) -> Result<()> {
         self.found = Found::new()?;
-        self.ledger = Ledger { sent: 0, delivered: 0, merged: 0, dropped: 0 };
+        self.ledger = Ledger::default();
         Ok(())
     }
 

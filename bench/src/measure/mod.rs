@@ -3,6 +3,7 @@
 pub mod matching;
 pub mod schedule;
 pub mod stats;
+pub mod watch;
 
 use hdrhistogram::Histogram;
 use pollvisor::error::{Error, Result};

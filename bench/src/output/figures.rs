@@ -1,6 +1,6 @@
 //! What all outputs say in the same words: stages, loads, percentiles and their marks, numbers, names of files and tags.
 
-use crate::model::{Ledger, Load, PathResult, Results, Stage};
+use crate::model::{Load, PathResult, Results, Stage};
 
 /// The stages in the order of an interrupt's way, with their names; then what is of the producer alone.
 pub const STAGES: [(&str, &str); 7] = [
@@ -121,14 +121,6 @@ pub fn grouped(value: f64) -> String {
         text.push(digit);
     }
     text
-}
-
-impl Ledger {
-    /// Signals that are not accounted for: 0, or something is wrong.
-    pub fn missing(&self) -> i128 {
-        let Self { sent, delivered, merged, dropped } = self;
-        i128::from(*sent) - i128::from(*delivered) - i128::from(*merged) - i128::from(*dropped)
-    }
 }
 
 /// Percentiles in the order of the columns, with how many samples in how many lie beyond.

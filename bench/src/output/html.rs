@@ -236,15 +236,30 @@ fn noise(paths: &[PathResult], colours: &Colours) -> String {
             gap(|gaps| gaps.p50_ns),
             gap(|gaps| gaps.p99_ns),
             gap(|gaps| gaps.max_ns),
+            path.stages.get("producer_gaps").map_or_else(dash, |gaps| microseconds(float(gaps.max_ns))),
             path.context_switches.map_or_else(dash, |count| count.to_string()),
+            path.delivery_switches.map_or_else(dash, |made| made.voluntary.to_string()),
+            path.delivery_switches.map_or_else(dash, |made| made.involuntary.to_string()),
             path.steal_ns.map_or_else(dash, |ns| microseconds(float(ns))),
         ]]
     };
-    let header =
-        ["path", "latency p99.9, µs", "gaps", "gap p50, µs", "p99", "longest", "switches", "stolen, µs"];
+    let header = [
+        "path",
+        "latency p99.9, µs",
+        "gaps",
+        "gap p50, µs",
+        "p99",
+        "longest",
+        "longest of the producer",
+        "switches",
+        "own of who delivers",
+        "lost",
+        "stolen, µs",
+    ];
     format!(
-        "<h2>Noise</h2>\n<p>Gaps in the time stamp counter as the poller's core sees it, context switches of the process, and time \
-         that the hypervisor took, beside the tail that they explain.</p>\n{}",
+        "<h2>Noise</h2>\n<p>Gaps in the time stamp counter as the poller's core sees it, and the longest as the producer's does; context \
+         switches, and of those that delivered how many they made to wait and how many were forced on them; and time that the \
+         hypervisor took, beside the tail that they explain.</p>\n{}",
         table(&header, 1, &by_group(paths, row))
     )
 }

@@ -37,7 +37,7 @@ pub fn warnings(machine: &Value) -> Vec<String> {
 /// What makes two machines' figures incomparable, each with both values.
 pub fn differences(one: &Value, other: &Value) -> Vec<String> {
     let mut differences = Vec::new();
-    for key in ["cpu", "kernel", "hypervisor", "idle", "tsc_khz"] {
+    for key in ["cpu", "kernel", "hypervisor", "idle", "source", "tsc_khz"] {
         let same = match (one[key].as_u64(), other[key].as_u64()) {
             // The rate is measured anew by each run: a thousandth either way.
             (Some(one), Some(other)) => one.abs_diff(other) <= one.max(other) / 1000,

@@ -15,11 +15,9 @@ mod plot;
 mod readers;
 mod rows;
 #[cfg(test)]
-mod sample;
+pub mod sample;
 mod svg;
 pub mod table;
-/// Not yet behind a flag: the dump at a threshold is to use it.
-#[cfg(test)]
 pub mod trace;
 
 use crate::model::Results;

@@ -2,7 +2,7 @@
 
 use super::Extra;
 use super::json::FORMAT;
-use crate::model::{Ledger, Load, Overhead, PathResult, Results, Stage};
+use crate::model::{Ledger, Load, Overhead, PathResult, Results, Stage, Switches};
 use hdrhistogram::Histogram;
 use std::collections::BTreeMap;
 
@@ -55,6 +55,7 @@ fn path(name: &str, vectors: usize, median: f64, irqfd: f64, count: u32) -> Path
         cpu_ns_per_interrupt: polled.then_some(50_000.0),
         gaps: polled.then(|| stage(60.0, 30.0, count)),
         context_switches: Some(12),
+        delivery_switches: polled.then_some(Switches { voluntary: 3, involuntary: 7 }),
         steal_ns: Some(1_500_000),
     }
 }
@@ -91,7 +92,7 @@ pub fn results() -> Results {
             "pinned": true, "locked": false, "halt_poll_ns": 200_000, "vfio": "none",
             "warnings": ["CPUs [0, 1] are not isolated: other work runs there and shows in the tail"],
         }),
-        overhead: Overhead { timestamp_ns: 9.9, empty_loop_ns: 0.4 },
+        overhead: Overhead { timestamp_ns: 9.9, empty_loop_ns: 0.4, recorder_ns: Some(21.5) },
         paths,
         interrupted: false,
         errors: Vec::new(),

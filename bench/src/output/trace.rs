@@ -1,6 +1,6 @@
 //! A flight recorder's events as a Chrome trace in JSON, for `ui.perfetto.dev` and `chrome://tracing`.
 //!
-//! A process is a poller. Its one thread has a slice for each injection, which cannot overlap, and a mark where the
+//! A process is a poller, named by its path. Its one thread has a slice for each injection, which cannot overlap, and a mark where the
 //! source was drained. From the signal on an interrupt waits while others are dealt with, so its whole life is an
 //! asynchronous slice.
 
@@ -40,9 +40,9 @@ impl Event {
     }
 }
 
-/// The trace. Its time begins with the first event.
+/// The trace of `path`; `about` says what was beyond the threshold. Its time begins with the first event.
 #[must_use]
-pub fn trace(events: &[Event]) -> String {
+pub fn trace(path: &str, events: &[Event], about: &Value) -> String {
     let zero = events.iter().map(Event::begin).min().unwrap_or(0);
     let us = |ns: u64| super::float(ns.saturating_sub(zero)) / 1000.0;
     let mut lines: Vec<(u64, Value)> = Vec::new();
@@ -77,19 +77,23 @@ pub fn trace(events: &[Event]) -> String {
     pollers.sort_unstable();
     pollers.dedup();
     let name = |poller: &usize| {
-        ["process_name", "thread_name"].map(|what| {
-            json!({"name": what, "ph": "M", "pid": poller, "tid": 0, "args": {"name": format!("poller {poller}")}})
-        })
+        [("process_name", path.to_string()), ("thread_name", format!("thread {poller}"))].map(
+            |(what, name)| json!({"name": what, "ph": "M", "pid": poller, "tid": 0, "args": {"name": name}}),
+        )
     };
     let all: Vec<Value> =
         pollers.iter().flat_map(name).chain(lines.into_iter().map(|(_, line)| line)).collect();
-    json!({"displayTimeUnit": "ns", "traceEvents": all}).to_string() + "\n"
+    json!({"displayTimeUnit": "ns", "otherData": about, "traceEvents": all}).to_string() + "\n"
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::collections::{BTreeMap, BTreeSet};
+
+    fn text(events: &[Event]) -> String {
+        trace("a path", events, &json!({"latency_ns": 7}))
+    }
 
     /// Batches of two on two pollers, as a pass makes them: both injected, then both drained.
     fn events() -> Vec<Event> {
@@ -150,15 +154,15 @@ mod tests {
 
     #[test]
     fn it_is_what_the_format_asks_for() {
-        let kinds = check(&trace(&events()));
+        let kinds = check(&text(&events()));
         let expected = [("M", 4), ("X", 400), ("b", 400), ("e", 400), ("i", 400)];
         assert_eq!(kinds, expected.into_iter().map(|(kind, n)| (kind.to_string(), n)).collect());
-        assert!(check(&trace(&[])).is_empty());
+        assert!(check(&text(&[])).is_empty());
     }
 
     #[test]
     fn nanoseconds_are_kept() {
-        let text = trace(&events()[..1]);
+        let text = text(&events()[..1]);
         let document: Value = serde_json::from_str(&text).unwrap();
         let slice = document["traceEvents"].as_array().unwrap().iter().find(|e| e["ph"] == "X").unwrap();
         assert_eq!((slice["ts"].as_f64(), slice["dur"].as_f64()), (Some(0.5), Some(0.7)));
@@ -175,7 +179,7 @@ mod tests {
             drained_ns: 0,
             signals: 0,
         };
-        check(&trace(&[odd, Event { signal_ns: 1, poller: 1, ..odd }]));
+        check(&text(&[odd, Event { signal_ns: 1, poller: 1, ..odd }]));
     }
 
     #[test]
@@ -220,6 +224,6 @@ mod tests {
                 .all(|e| e.vector < 8 && e.seen_ns <= e.injected_ns && e.injected_ns <= e.drained_ns)
         );
         assert!(events.iter().all(|event| event.signal_ns > 0 && event.signal_ns <= event.seen_ns));
-        assert_eq!(check(&trace(&events))["X"], events.len());
+        assert_eq!(check(&text(&events))["X"], events.len());
     }
 }

@@ -1,7 +1,6 @@
 //! The kernel's own way: `KVM_IRQFD`. The interrupt is injected inside the producer's write.
 
-use super::trigger::{self, Trigger};
-use super::{Config, Way, gsi, routes, target};
+use super::{Config, Trigger, Way, gsi, routes, target};
 use crate::measure::matching::Taken;
 use kvm_bindings::KVM_IRQFD_FLAG_DEASSIGN;
 use pollvisor::clock::Clock;
@@ -48,8 +47,7 @@ struct Irqfd {
 pub fn start(config: &Config, clock: Clock) -> Result<(Box<dyn Way>, Vec<Trigger>)> {
     let accepting = Accepting::new(config.vectors)?;
     accepting.vm.fd().set_gsi_routing(0, &routes(config.vectors))?;
-    let events: Vec<_> = (0..config.vectors).map(|_| EventFd::new().map(Arc::new)).collect::<Result<_>>()?;
-    let triggers = trigger::events(clock, &events, config.producers);
+    let (events, triggers) = config.events(clock)?;
     let way = Irqfd { accepting, events };
     way.bind(0)?;
     Ok((Box::new(way), triggers))

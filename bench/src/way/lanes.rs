@@ -7,6 +7,7 @@ use crate::measure::{add, matching::Taken};
 use kvm_bindings::KVM_IRQFD_FLAG_DEASSIGN;
 use pollvisor::clock::Clock;
 use pollvisor::error::{Error, Result};
+use pollvisor::flight::Flight;
 use pollvisor::interrupts::{BellRegion, Interrupts, Running, Source};
 use pollvisor::pin::Placement;
 use pollvisor::poller::PollerThread;
@@ -28,6 +29,8 @@ pub struct Lanes {
     /// Empty figures to give for full ones, one per poller.
     #[allow(clippy::vec_box, reason = "these boxes go to the pollers")]
     spare: Vec<Box<Figures>>,
+    /// The last events of each poller, where they are kept.
+    flights: Vec<Flight>,
     interrupts: Running,
     accepting: Accepting,
     blocking: bool,
@@ -76,11 +79,15 @@ impl Lanes {
         };
         let accepting = Accepting::new(slots)?;
         let interrupts = Interrupts::start(Irqchip::Split, accepting.vm.injector()?, clock, slots)?;
-        let figures = || Figures::new(&[], slots, false).keeping(config.samples, config.gaps);
+        let figures = || {
+            let figures = Figures::new(&[], slots, false).keeping(config.samples, config.gaps);
+            if config.flight { figures.with_flight() } else { figures }
+        };
         let mut way = Self {
             attached: Vec::new(),
             pollers: Vec::new(),
             spare: (0..pollers).map(|_| Box::new(figures())).collect(),
+            flights: (0..if config.flight { pollers } else { 0 }).map(|_| Flight::new()).collect(),
             interrupts,
             accepting,
             blocking: backend == Backend::EpollBlock,
@@ -185,13 +192,12 @@ impl Lanes {
     }
 
     fn attach_events(&mut self, config: &Config, clock: Clock) -> Result<Vec<Trigger>> {
-        let events: Vec<_> =
-            (0..config.vectors).map(|_| EventFd::new().map(Arc::new)).collect::<Result<_>>()?;
+        let (events, triggers) = config.events(clock)?;
         for (vector, event) in events.iter().enumerate() {
             let poller = poller_of(vector, config.producers, self.pollers.len());
             self.attach(Source::Event(event.clone()), vector, poller)?;
         }
-        Ok(trigger::events(clock, &events, config.producers))
+        Ok(triggers)
     }
 
     fn attach_bells(&mut self, config: &Config, clock: Clock) -> Result<Vec<Trigger>> {
@@ -227,7 +233,7 @@ impl Way for Lanes {
 
     fn take(&mut self) -> Result<Taken> {
         let mut taken = Taken::default();
-        for (poller, spare) in self.pollers.iter().zip(&mut self.spare) {
+        for (number, (poller, spare)) in self.pollers.iter().zip(&mut self.spare).enumerate() {
             let empty = std::mem::replace(spare, Box::new(Figures::new(&[], 0, false)));
             let answer = poller.take_figures(empty).or_else(|| wait_on(poller));
             let Some(mut figures) = answer else {
@@ -243,6 +249,9 @@ impl Way for Lanes {
                     all => *all = Some(gaps.clone()),
                 }
             }
+            if let (Some(flight), Some(theirs)) = (self.flights.get_mut(number), &figures.flight) {
+                flight.add(theirs);
+            }
             figures.reset();
             *spare = figures;
         }
@@ -255,6 +264,10 @@ impl Way for Lanes {
 
     fn threads(&self) -> Vec<u32> {
         self.pollers.iter().map(PollerThread::thread_id).collect()
+    }
+
+    fn flights(&self) -> &[Flight] {
+        &self.flights
     }
 
     fn warnings(&self) -> Vec<String> {

@@ -1,10 +1,14 @@
 //! The ways from a signal to the in-kernel LAPIC, ours and the rivals', behind one face. No vCPU runs: its LAPIC accepts.
 
+mod device;
 mod irqfd;
 mod lanes;
+#[cfg(test)]
+mod live;
 mod rival;
 mod trigger;
 
+pub use device::{Device, device};
 pub use lanes::Lanes;
 pub use trigger::Trigger;
 
@@ -12,10 +16,13 @@ use crate::measure::matching::Taken;
 use clap::ValueEnum;
 use pollvisor::clock::Clock;
 use pollvisor::error::{Error, Result};
+use pollvisor::flight::Flight;
 use pollvisor::pin::Placement;
 use pollvisor::session::vcpus_for;
+use pollvisor::sys::fd::EventFd;
 use pollvisor_core::ids::{Gsi, VcpuId};
 use pollvisor_core::route::{MAX_ROUTES, Msi, RawRoute};
+use std::sync::Arc;
 
 /// A way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -68,6 +75,12 @@ impl Path {
         matches!(self, Self::PolledEventfd | Self::PolledDoorbell | Self::EpollWait0 | Self::BlockingEpoll)
     }
 
+    /// Whether what signals is an eventfd.
+    #[must_use]
+    pub const fn is_by_eventfd(self) -> bool {
+        !matches!(self, Self::PolledDoorbell)
+    }
+
     /// Whether it never sleeps.
     #[must_use]
     pub const fn spins(self) -> bool {
@@ -92,6 +105,28 @@ pub struct Config {
     pub samples: usize,
     /// Whether pollers note gaps between their passes.
     pub gaps: bool,
+    /// Whether pollers keep their last events.
+    pub flight: bool,
+    /// Whose vectors are fired; `None`: the producers write to eventfds, or ring.
+    pub device: Option<Arc<Device>>,
+}
+
+impl Config {
+    /// An eventfd for every vector, and a producer's way to signal it.
+    ///
+    /// # Errors
+    /// When descriptors run out.
+    fn events(&self, clock: Clock) -> Result<(Vec<Arc<EventFd>>, Vec<Trigger>)> {
+        let events = match &self.device {
+            Some(device) => device.events(),
+            None => (0..self.vectors).map(|_| EventFd::new().map(Arc::new)).collect::<Result<_>>()?,
+        };
+        let triggers = match &self.device {
+            Some(device) => trigger::fired(clock, device, self.vectors, self.producers),
+            None => trigger::events(clock, &events, self.producers),
+        };
+        Ok((events, triggers))
+    }
 }
 
 /// A way that is set up.
@@ -115,6 +150,10 @@ pub trait Way {
     /// What a reader of its figures should know.
     fn warnings(&self) -> Vec<String> {
         Vec::new()
+    }
+    /// The pollers' last events, as far as they were taken; none where no poller of ours delivers.
+    fn flights(&self) -> &[Flight] {
+        &[]
     }
     /// Signals of a vector that nobody took; only after everything else.
     fn left_over(&self, _vector: usize) -> u64 {

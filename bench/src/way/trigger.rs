@@ -1,8 +1,9 @@
 //! The producer's side of a way.
 
+use super::Device;
 use crate::measure::matching::Sent;
 use pollvisor::clock::Clock;
-use pollvisor::error::Result;
+use pollvisor::error::{Error, Result};
 use pollvisor::source::MAX_REGIONS;
 use pollvisor::sys::doorbell::{Producer, Region};
 use pollvisor::sys::fd::EventFd;
@@ -16,6 +17,8 @@ enum Kind {
     Events(Vec<Arc<EventFd>>),
     /// One per poller; vector by vector, whose and which bell.
     Bells(Vec<Producer>, Vec<(usize, usize)>),
+    /// By VFIO's loopback.
+    Device(Arc<Device>),
 }
 
 /// One producer's vectors, and how they are signalled.
@@ -47,6 +50,15 @@ pub fn events(clock: Clock, events: &[Arc<EventFd>], producers: usize) -> Vec<Tr
         let vectors = vectors_of(producer, producers, events.len());
         let kind = Kind::Events(vectors.iter().map(|vector| events[*vector].clone()).collect());
         Trigger { clock, kind, vectors, next: 0 }
+    };
+    (0..producers).map(trigger).collect()
+}
+
+/// Producers that fire a device's vectors.
+pub fn fired(clock: Clock, device: &Arc<Device>, vectors: usize, producers: usize) -> Vec<Trigger> {
+    let trigger = |producer| {
+        let vectors = vectors_of(producer, producers, vectors);
+        Trigger { clock, kind: Kind::Device(device.clone()), vectors, next: 0 }
     };
     (0..producers).map(trigger).collect()
 }
@@ -96,8 +108,11 @@ pub fn bells(
 
 impl Trigger {
     /// Signals the vectors in turn. `planned`: when it should have been; `None`: now.
+    ///
+    /// # Errors
+    /// When its device is gone: nothing was signalled.
     #[inline]
-    pub fn signal(&mut self, planned: Option<u64>) -> Sent {
+    pub fn signal(&mut self, planned: Option<u64>) -> Result<Sent> {
         let at = self.next;
         self.next = if at + 1 == self.vectors.len() { 0 } else { at + 1 };
         let made = match &mut self.kind {
@@ -112,13 +127,23 @@ impl Trigger {
                 producers[poller].ring(bell, made);
                 made
             }
+            Kind::Device(device) => {
+                let made = self.clock.now();
+                if !device.fire(self.vectors[at]) {
+                    return Err(device.gone().unwrap_or_else(|| Error::new("the device is gone")));
+                }
+                made
+            }
         };
         let paid = self.clock.now();
-        Sent { vector: self.vectors[at], planned: planned.unwrap_or(made), made, paid }
+        Ok(Sent { vector: self.vectors[at], planned: planned.unwrap_or(made), made, paid })
     }
 
     /// The same, not to be measured.
-    pub fn warm_up(&mut self) -> Sent {
-        Sent { planned: 0, ..self.signal(None) }
+    ///
+    /// # Errors
+    /// As [`signal`](Self::signal).
+    pub fn warm_up(&mut self) -> Result<Sent> {
+        Ok(Sent { planned: 0, ..self.signal(None)? })
     }
 }

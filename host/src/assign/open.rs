@@ -101,6 +101,12 @@ impl Opener {
         Self { host, vm, memory, tables: Box::default(), open: Mutex::default() }
     }
 
+    /// Opens devices that reach no memory at all: for who wants nothing but their interrupts.
+    #[must_use]
+    pub fn without_memory(host: Host, vm: Arc<VmFd>) -> Self {
+        Self::new(host, vm, Arc::new(GuestMemoryMmap::new()))
+    }
+
     /// Opens a device: by its own file when `iommufd` says so, or, where it says nothing, when the host offers that.
     ///
     /// # Errors

@@ -56,6 +56,11 @@ impl Recorder {
         }
     }
 
+    /// The thread slept of its own will: that is no gap.
+    pub fn slept(&mut self) {
+        self.last_idle = 0;
+    }
+
     /// The thread ends: what it has.
     #[must_use]
     pub fn finish(self) -> Figures {
@@ -172,6 +177,24 @@ mod tests {
         assert!(exchange.ask(Box::new(empty)));
         recorder.turn();
         exchange.take().expect("an answer")
+    }
+
+    #[test]
+    fn what_is_taken_from_a_thread_is_a_gap_and_what_it_sleeps_is_none() {
+        let wake = || Arc::new(EventFd::new().expect("an eventfd"));
+        let clock = Clock::calibrate().expect("a clock");
+        let figures = || Figures::new(&[], 0, false).keeping(0, true);
+        let mut recorder = Recorder::new(clock, figures(), wake(), wake());
+        let nap = Duration::from_millis(5);
+        let longest = |figures: &Figures| figures.gaps.as_ref().map(hdrhistogram::Histogram::max);
+        recorder.turn();
+        std::thread::sleep(nap);
+        recorder.slept();
+        assert_eq!(longest(&swap(&mut recorder, figures())), Some(0), "it says that it slept");
+        recorder.turn();
+        std::thread::sleep(nap);
+        let taken = longest(&swap(&mut recorder, figures()));
+        assert!(taken.is_some_and(|ns| ns >= 4_000_000), "{taken:?}");
     }
 
     #[test]

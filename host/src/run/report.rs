@@ -5,11 +5,11 @@ use crate::record::{Figures, Stage, Stages};
 use comfy_table::{CellAlignment, Table, presets};
 use hdrhistogram::Histogram;
 use pollvisor_core::irqfd::Outcome;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// What became of the signals: `sent = delivered + merged + dropped`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ledger {
     /// Signals made.
     pub sent: u64,
@@ -40,7 +40,7 @@ impl Ledger {
 }
 
 /// A stage's figures, in nanoseconds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StageFigures {
     /// Samples.
     pub count: u64,
@@ -56,6 +56,8 @@ pub struct StageFigures {
     pub p999_ns: u64,
     /// 99.99 %.
     pub p9999_ns: u64,
+    /// 99.999 %.
+    pub p99999_ns: u64,
     /// The longest.
     pub max_ns: u64,
 }
@@ -73,6 +75,7 @@ impl StageFigures {
             p99_ns: at(0.99),
             p999_ns: at(0.999),
             p9999_ns: at(0.9999),
+            p99999_ns: at(0.99999),
             max_ns: histogram.max(),
         })
     }

@@ -35,6 +35,8 @@ pub enum Need {
     NoIommu,
     /// A kernel and an initramfs to boot.
     Linux,
+    /// The benchmark's command.
+    Benchmark,
 }
 
 impl Need {
@@ -52,6 +54,7 @@ impl Need {
             Self::Group => "two devices in one IOMMU group",
             Self::NoIommu => "an IOMMU that is off",
             Self::Linux => "a kernel to boot",
+            Self::Benchmark => "./pollvisor-bench",
         }
     }
 
@@ -62,6 +65,7 @@ impl Need {
             // Of the lab's kernels one has it.
             Self::Iommufd => gone("/dev/iommu").map(|why| missing(why, |kernel| kernel == "iommufd")),
             Self::Linux => linux::files().err().map(|why| missing(why, |_| true)),
+            Self::Benchmark => gone(self.name()).map(|why| missing(why, |_| true)),
             Self::Kvm => gone("/dev/kvm").map(|why| missing(why, |_| true)),
             Self::Group => {
                 let group = |address: &str| {
@@ -137,10 +141,11 @@ pub struct Scenario {
 
 /// All of them, in the order in which they run.
 pub fn scenarios() -> impl Iterator<Item = &'static Scenario> {
-    use scenarios::{config, dma, guest, hostile, life, linux, motion, refusals, registers};
+    use scenarios::{benchmark, config, dma, guest, hostile, life, linux, motion, refusals, registers};
     let all = [registers::SCENARIOS, dma::SCENARIOS, guest::SCENARIOS, motion::SCENARIOS, life::SCENARIOS];
     all.into_iter()
         .chain([config::SCENARIOS, refusals::SCENARIOS, hostile::SCENARIOS, linux::SCENARIOS])
+        .chain([benchmark::SCENARIOS])
         .flatten()
 }
 

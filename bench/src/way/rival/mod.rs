@@ -5,8 +5,7 @@ mod event_manager;
 mod tokio;
 mod uring;
 
-use super::trigger::{self, Trigger};
-use super::{Config, Path, Way, message, target};
+use super::{Config, Path, Trigger, Way, message, target};
 use crate::measure::matching::Taken;
 use kvm_bindings as kb;
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
@@ -75,8 +74,7 @@ struct Rival {
 
 pub fn start(config: &Config, clock: Clock) -> Result<(Box<dyn Way>, Vec<Trigger>)> {
     let (vm, vcpus) = vm(config.vectors)?;
-    let events: Vec<_> = (0..config.vectors).map(|_| EventFd::new().map(Arc::new)).collect::<Result<_>>()?;
-    let triggers = trigger::events(clock, &events, config.producers);
+    let (events, triggers) = config.events(clock)?;
     let message = |vector| {
         let msi = message(vector, config.vectors);
         let (address_lo, address_hi, data) = (msi.address_lo, msi.address_hi, msi.data);

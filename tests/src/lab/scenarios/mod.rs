@@ -1,5 +1,6 @@
 //! The scenarios, by subject.
 
+pub mod benchmark;
 pub mod config;
 pub mod dma;
 pub mod guest;

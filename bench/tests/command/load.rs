@@ -1,0 +1,123 @@
+//! Loads: schedules, bursts, several producers and pollers, other work meanwhile, sizes.
+
+use crate::support::{adds_up, alone, number, output, paths, results, skipped};
+use serde_json::Value;
+
+const RUN: [&str; 9] = [
+    "latency",
+    "--path",
+    "irqfd,polled_eventfd,polled_doorbell",
+    "--vectors",
+    "10",
+    "--warm-up",
+    "20ms",
+    "--json",
+    "-D",
+];
+
+/// Signals that were planned and not made, as the report says: a machine that is busy elsewhere may not get to all.
+fn unmade(results: &Value, path: &Value) -> u64 {
+    let name = format!("{}: ", path["path"].as_str().expect("a name"));
+    let warnings = results["machine"]["warnings"].as_array().expect("warnings");
+    let count = |text: &str| {
+        text.strip_prefix(&name)?.split_once(" planned signals were not made")?.0.parse::<u64>().ok()
+    };
+    warnings.iter().filter_map(|text| count(text.as_str()?)).sum::<u64>()
+}
+
+#[test]
+fn an_open_loop_makes_and_measures_every_planned_signal() {
+    let _alone = alone();
+    if skipped() {
+        return;
+    }
+    for more in [
+        &["--producers", "2"][..],
+        &["--burst", "5", "--noise", "cpu"],
+        &["--noise", "mem"],
+        &["--noise", "syscall"],
+    ] {
+        let results = results(&[&RUN[..], &["300ms", "--rate", "5000"], more].concat());
+        assert_eq!(paths(&results).len(), 3);
+        for path in paths(&results) {
+            adds_up(path);
+            let sent = number(path, "/ledger/sent");
+            // The two producers' last signals are at the end's cycle, or not.
+            let planned = sent + unmade(&results, path);
+            assert!(planned.abs_diff(1500) <= 10, "{sent} sent, {planned} planned");
+            assert_eq!(
+                number(path, "/stages/signal_to_accepted/count"),
+                sent,
+                "every signal has its latency"
+            );
+            assert!(number(path, "/uncorrected/count") <= sent);
+            assert!(number(path, "/stages/signal_to_accepted/max_ns") >= number(path, "/uncorrected/max_ns"));
+            assert_eq!(path["load"]["kind"], "open");
+        }
+    }
+}
+
+#[test]
+fn other_schedules_say_what_they_are() {
+    let _alone = alone();
+    if skipped() {
+        return;
+    }
+    let poisson = results(&[&RUN[..], &["150ms", "--rate", "2000", "--schedule", "poisson"]].concat());
+    for path in paths(&poisson) {
+        adds_up(path);
+        assert_eq!((&path["load"]["kind"], &path["load"]["schedule"]), (&"open".into(), &"poisson".into()));
+    }
+    let closed = results(&[&RUN[..], &["150ms", "--rate", "2000", "--closed"]].concat());
+    for path in paths(&closed) {
+        adds_up(path);
+        assert_eq!(path["load"]["kind"], "closed");
+        assert!(path["uncorrected"].is_null(), "a closed loop has nothing to correct by");
+    }
+}
+
+#[test]
+fn as_many_pollers_as_there_are_cpus_for() {
+    let _alone = alone();
+    if skipped() {
+        return;
+    }
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let run =
+        ["latency", "--path", "polled_eventfd", "--pollers", "2", "-D", "200ms", "--rate", "2000", "--json"];
+    if cpus > 2 {
+        paths(&results(&run)).iter().for_each(adds_up);
+        return;
+    }
+    let output = output(&run);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && said.contains("this needs 3 CPUs"), "{said}");
+}
+
+#[test]
+fn sizes_are_measured_plotted_and_their_growth_told() {
+    let _alone = alone();
+    if skipped() {
+        return;
+    }
+    let run = ["scaling", "--sizes", "1,16", "--rounds", "3", "--most-producers", "2", "--rate", "2000"];
+    let more = ["--vectors", "4", "-D", "100ms", "--warm-up", "0", "--quiet"];
+    let words = [&run[..], &more].concat();
+    let results = results(&[&words[..], &["--json"]].concat());
+    // Three paths, at two sizes and with one and two producers.
+    assert_eq!(paths(&results).len(), 12);
+    paths(&results).iter().for_each(adds_up);
+    for with in ["vectors", "producers"] {
+        let growth = results["growth"].as_array().expect("growth");
+        let of: Vec<_> = growth.iter().filter(|growth| growth["with"] == with).collect();
+        assert_eq!(of.len(), 3, "{growth:?}");
+        assert!(of.iter().all(|growth| growth["exponent"].is_f64() && growth["ratio"].as_f64() > Some(0.0)));
+    }
+    let output = output(&words);
+    let text = String::from_utf8_lossy(&output.stdout);
+    for expected in ["by vectors", "by producers", "p50 grows as vectors^", "p50 grows as producers^"] {
+        assert!(text.contains(expected), "no `{expected}` in {text}");
+    }
+    let longest = text.lines().map(|line| line.matches('█').count()).max();
+    assert_eq!(longest, Some(40), "the plot's longest bar: {text}");
+}
