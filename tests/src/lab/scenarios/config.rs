@@ -109,6 +109,12 @@ fn reset(context: &mut Context) -> Result<()> {
     expect("the controller is off", guest.hands(&device).read(0, 0x1c, 4) & 1, 0)?;
     let mut hands = guest.hands(&device);
     device.driver.set_up(&mut hands, Kind::Msix, pollvisor::guest::SCRATCH.start)?;
+    // Its commands interrupt, too: until the last of those has been handled.
+    let mut before = Vec::new();
+    while before != guest.handled(&device) {
+        before = guest.handled(&device);
+        std::thread::sleep(Duration::from_millis(100));
+    }
     guest.raise(&mut device, 2)?;
     guest.session.stop()
 }

@@ -39,19 +39,18 @@ const EXPRESS: u8 = 0x10;
 
 fn scribbled_over(context: &mut Context) -> Result<()> {
     let (seed, time) = (scribble::seed(), scribble::duration(MINUTE));
-    let mut random = fastrand::Rng::with_seed(seed);
     // The most of it one guest, which nothing that it writes can stop.
     let mut guest = Hostile::attach(context)?;
-    guest.scribble(&mut random, time * 3 / 4, false)?;
+    guest.scribble(seed, time * 3 / 4, false)?;
     context.note(guest.end(true)?);
     // Then guests that may stop themselves, one after the other.
     let (began, before) = (Instant::now(), Vitals::now());
     let mut guests = 0;
     while guests == 0 || began.elapsed() < time / 4 {
-        let mut guest = Hostile::attach(context)?;
-        guest.scribble(&mut random, (time / 4).saturating_sub(began.elapsed()), true)?;
-        context.note(guest.end(false)?);
         guests += 1;
+        let mut guest = Hostile::attach(context)?;
+        guest.scribble(seed.wrapping_add(guests), (time / 4).saturating_sub(began.elapsed()), true)?;
+        context.note(guest.end(false)?);
     }
     let after = before.check()?;
     context.note(format!("{guests} guests of the second kind; {before:?}, then {after:?}"));
@@ -88,14 +87,15 @@ impl Hostile {
         Ok(Self { guest, device, bars, capabilities, accesses: 0, fired: 0 })
     }
 
-    /// Round after round, until the guest has stopped itself.
-    fn scribble(&mut self, random: &mut fastrand::Rng, time: Duration, wild: bool) -> Result<()> {
+    /// Round after round, until the guest has stopped itself. What it does in each hangs on `seed`.
+    fn scribble(&mut self, seed: u64, time: Duration, wild: bool) -> Result<()> {
+        let mut random = fastrand::Rng::with_seed(seed);
         let (began, mut settled) = (Instant::now(), None);
         for round in 0.. {
             if began.elapsed() >= time {
                 break;
             }
-            let alive = self.round(random, round, wild);
+            let alive = self.round(&mut random, round, wild);
             match alive {
                 Err(_) if wild => break,
                 alive => alive?,
