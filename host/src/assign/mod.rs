@@ -34,6 +34,7 @@ use crate::sys::vfio::{Device, RegionInfo};
 use bars::Bars;
 use pollvisor_core::irqfd::Outcome;
 use pollvisor_core::line::{InGate, IrqGate, Kind, Single};
+use pollvisor_core::route::Msi;
 use pollvisor_core::teardown::device::{Closed, Opened};
 use std::convert::Infallible;
 use std::sync::{Arc, OnceLock, Weak};
@@ -260,6 +261,14 @@ impl Assigned {
     /// ENODEV.
     pub fn slots(&self) -> Result<Vec<u32>> {
         Ok(self.enter()?.wiring.slots())
+    }
+
+    /// Where each of its vectors goes; none of those that the guest masks or does not use, and of INTx, which is last.
+    ///
+    /// # Errors
+    /// ENODEV.
+    pub fn messages(&self) -> Result<Vec<Option<Msi>>> {
+        Ok(self.enter()?.wiring.messages().to_vec())
     }
 
     /// What others than pollers made of the signals that are counted in `slot`: control threads and the deferred worker.

@@ -97,6 +97,12 @@ impl Wiring {
         self.vectors.iter().map(Vector::slot).collect()
     }
 
+    /// Where each vector goes; none while it is masked.
+    #[must_use]
+    pub fn messages(&self) -> &[Option<Msi>] {
+        &self.messages
+    }
+
     /// What control threads made of the signals of the vector that is counted in `slot`.
     #[must_use]
     pub fn counts(&self, slot: usize) -> Outcome {

@@ -120,10 +120,16 @@ fn check(args: &RunArgs) -> Result<()> {
             Error::new("--hlog is not written with --device").remedy("--json has every vector's figures")
         );
     }
+    hand_over_takes_time(args)?;
+    no_device_twice(args)
+}
+
+/// That there is time between two hand-overs.
+pub(super) fn hand_over_takes_time(args: &RunArgs) -> Result<()> {
     if args.hand_over.is_some_and(|period| period.is_zero()) {
         return Err(Error::new("--hand-over 0: nothing would be delivered in between"));
     }
-    no_device_twice(args)
+    Ok(())
 }
 
 /// That no device is given twice.
@@ -195,7 +201,12 @@ fn attach(session: &mut DeviceSession, device: &DeviceArg, via: Via, args: &RunA
 }
 
 /// The vectors of a device that no poller was given.
-fn others(given: &[(String, Vec<usize>)], name: &str, vectors: usize, kind: Kind) -> Result<Vec<usize>> {
+pub(super) fn others(
+    given: &[(String, Vec<usize>)],
+    name: &str,
+    vectors: usize,
+    kind: Kind,
+) -> Result<Vec<usize>> {
     let mine = given.iter().find(|(device, _)| device == name).map_or(&[][..], |(_, vectors)| vectors);
     if let Some(beyond) = mine.iter().find(|vector| **vector >= vectors) {
         return Err(Error::new(format!("--poller vectors: {name} has no vector {beyond}, only {vectors}")));

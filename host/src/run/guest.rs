@@ -6,14 +6,14 @@
 //! end it at once.
 
 use super::devices::{self, budget};
+use super::guest_devices::{Attached, Turns, delivery};
 use super::guest_report::GuestReport;
 use super::name;
 use super::place::{self, Places};
 use super::tuning::{self, Tuning};
-use crate::assign::{Assigned, Via};
 use crate::boot::load::Boot;
 use crate::boot::memory;
-use crate::cli::{DeliveryArg, DeviceArg, IrqchipArg, MemoryArg, RunArgs};
+use crate::cli::{DeliveryArg, IrqchipArg, MemoryArg, RunArgs};
 use crate::clock::Clock;
 use crate::devices::Host;
 use crate::error::{Error, Result};
@@ -36,9 +36,6 @@ const SIGNAL: u8 = 128;
 const TICK: Duration = Duration::from_millis(100);
 const GRACE: Duration = Duration::from_secs(10);
 const MEMORY: u64 = 512 << 20;
-
-/// A device, and who delivers it.
-pub(super) type Attached = (Arc<Assigned>, DeliveryArg);
 
 /// How it ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,7 +81,7 @@ pub(super) fn run(args: &RunArgs) -> Result<u8> {
     let mut attached = Vec::new();
     for device in &args.device {
         let device = tuning.device(device, delivery(args, device), &places);
-        attached.push(attach(&session, &device, args)?);
+        attached.push(Arc::new(Attached::new(&session, &device, args)?));
     }
     (machine.idle, machine.source) = ("linux".into(), "vfio".into());
     machine.delivery = name(args.delivery);
@@ -99,13 +96,16 @@ pub(super) fn run(args: &RunArgs) -> Result<u8> {
     }
 
     let mut total = session.empty_figures();
-    let (how, failed) = watch(&mut session, &ending, args.boot.grace.unwrap_or(GRACE), |session| {
-        total.add(&session.take_figures());
-        eprint!("{}", GuestReport::new(&attached, &total, &machine, began.elapsed()).table());
-    });
+    let mut turns = Turns::new(&attached, args.hand_over);
+    let (how, failed) =
+        watch(&mut session, &ending, args.boot.grace.unwrap_or(GRACE), &mut turns, |session| {
+            total.add(&session.take_figures());
+            eprint!("{}", GuestReport::new(&attached, &total, &machine, began.elapsed()).table());
+        });
     total.add(&session.take_figures());
     let mut report = GuestReport::new(&attached, &total, &machine, began.elapsed());
-    drop(attached);
+    report.handed_over(args.hand_over.map(|_| turns.moves()));
+    drop((attached, turns));
     let (late, stopped) = session.stop();
     report.add_late(&late);
     report.ended(how);
@@ -119,35 +119,32 @@ pub(super) fn run(args: &RunArgs) -> Result<u8> {
 
 /// That no flag is given that this guest cannot do.
 fn check(args: &RunArgs) -> Result<()> {
-    if args.poller.as_ref().is_some_and(|poller| !poller.vectors.is_empty()) {
-        return Err(Error::new(
-            "--poller vectors= is not to be had with --kernel: the guest's driver chooses its vectors",
-        )
-        .remedy("delivery= for each --device"));
-    }
-    let given = [
-        ("--vectors", args.vectors.is_some()),
-        ("--hlog", args.hlog.is_some()),
-        ("--hand-over", args.hand_over.is_some()),
-    ];
+    let given = [("--vectors", args.vectors.is_some()), ("--hlog", args.hlog.is_some())];
     if let Some((flag, _)) = given.iter().find(|(_, given)| *given) {
         return Err(
             Error::new(format!("{flag} is for the built-in guest")).remedy("leave it out with --kernel")
         );
     }
+    let polled = by_poller(args, DeliveryArg::Polled) || by_poller(args, DeliveryArg::Blocking);
+    if args.hand_over.is_some() && !polled {
+        return Err(Error::new("--hand-over: no poller delivers a device, so there is nothing to hand over")
+            .remedy("--device host=BDF with --delivery polled or blocking"));
+    }
+    devices::hand_over_takes_time(args)?;
     devices::no_device_twice(args)
 }
 
-/// Waits for the end. `show`: somebody wants to see the figures.
+/// Waits for the end, and hands over meanwhile. `show`: somebody wants to see the figures.
 fn watch(
     session: &mut GuestSession,
     ending: &Ending,
     grace: Duration,
+    turns: &mut Turns,
     mut show: impl FnMut(&GuestSession),
 ) -> (How, Result<()>) {
     let mut asked: Option<(Instant, i32)> = None;
     loop {
-        match ending.wait(TICK) {
+        match ending.wait(turns.pause(TICK)) {
             Wish::Ended(end) => return (How::Guest(end), Ok(())),
             Wish::Show => show(session),
             Wish::Stop(signal) if signal == libc::SIGQUIT || asked.is_some() => {
@@ -159,7 +156,7 @@ fn watch(
                     return (How::Failed, Err(error));
                 }
             }
-            Wish::Nothing => {}
+            Wish::Nothing => turns.take(),
         }
         if let Some((_, signal)) = asked.filter(|(since, _)| since.elapsed() >= grace) {
             return (How::Signal(signal), Ok(()));
@@ -205,10 +202,6 @@ fn settle(places: &mut Places, args: &RunArgs, pin: bool) -> Result<()> {
     Ok(())
 }
 
-fn delivery(args: &RunArgs, device: &DeviceArg) -> DeliveryArg {
-    device.delivery.unwrap_or(args.delivery)
-}
-
 fn by_poller(args: &RunArgs, wanted: DeliveryArg) -> bool {
     args.device.iter().any(|device| delivery(args, device) == wanted)
 }
@@ -240,16 +233,6 @@ fn config(args: &RunArgs, places: &Places, host: &Host, tuning: &Tuning) -> Resu
         vcpus: places.vcpus.clone(),
         slots: args.device.iter().map(|device| budget(host, device)).sum(),
     })
-}
-
-fn attach(session: &GuestSession, device: &DeviceArg, args: &RunArgs) -> Result<Attached> {
-    let by = delivery(args, device);
-    let via = match by {
-        DeliveryArg::Irqfd => Via::Kernel,
-        DeliveryArg::Polled => session.by_poller(0)?,
-        DeliveryArg::Blocking => session.by_poller(session.pollers().len() - 1)?,
-    };
-    Ok((session.attach(device, via)?, by))
 }
 
 /// The thread that hears signals.

@@ -2,7 +2,8 @@
 //! took. When the device signalled is not known, so stages that begin there are absent; what the kernel's irqfds deliver,
 //! nobody here counts.
 
-use super::guest::{Attached, How};
+use super::guest::How;
+use super::guest_devices::Attached;
 use super::name;
 use super::report::{Ledger, StageFigures, microseconds};
 use crate::error::{Error, Result};
@@ -11,14 +12,32 @@ use crate::machine::Machine;
 use crate::record::{Figures, Stage};
 use comfy_table::{CellAlignment, Table, presets};
 use pollvisor_core::irqfd::Outcome;
+use pollvisor_core::route::Msi;
 use serde::Serialize;
+use std::sync::Arc;
 use std::time::Duration;
+
+/// What the guest's driver wrote for a vector, the IOMMU's remapping not applied.
+#[derive(Debug, Serialize)]
+struct Message {
+    address: u64,
+    data: u32,
+}
+
+impl From<Msi> for Message {
+    fn from(msi: Msi) -> Self {
+        Self { address: u64::from(msi.address_hi) << 32 | u64::from(msi.address_lo), data: msi.data }
+    }
+}
 
 /// One vector.
 #[derive(Debug, Serialize)]
 struct Vector {
     /// Its number, or `intx`.
     vector: String,
+    /// Where it goes now; absent while the guest masks it, and of INTx.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<Message>,
     ledger: Ledger,
     #[serde(skip_serializing_if = "Option::is_none")]
     seen_to_injected: Option<StageFigures>,
@@ -46,6 +65,9 @@ pub(super) struct GuestReport {
     seen_to_injected: Option<StageFigures>,
     spurious: u64,
     deferred: u64,
+    /// Vectors handed over, each time counted; absent without `--hand-over`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hand_overs: Option<u64>,
     devices: Vec<Device>,
     machine: Machine,
 }
@@ -57,9 +79,11 @@ fn ledger(outcome: Outcome) -> Ledger {
 
 impl GuestReport {
     /// The figures so far.
-    pub fn new(devices: &[Attached], figures: &Figures, machine: &Machine, time: Duration) -> Self {
+    pub fn new(devices: &[Arc<Attached>], figures: &Figures, machine: &Machine, time: Duration) -> Self {
         let mut total = Outcome::default();
-        let mut of = |(device, by): &Attached| {
+        let mut of = |attached: &Arc<Attached>| {
+            let device = &attached.device;
+            let mut messages = device.messages().unwrap_or_default();
             let slots = device.slots().unwrap_or_default();
             let last = slots.len().saturating_sub(1);
             let vectors = slots.iter().enumerate().map(|(n, slot)| {
@@ -70,13 +94,18 @@ impl GuestReport {
                 let stages = figures.vectors.get(slot);
                 let histogram = stages.and_then(|stages| stages.get(Stage::SeenToInjected));
                 Vector {
+                    message: messages.get_mut(n).and_then(Option::take).map(Message::from),
                     vector: if n == last { "intx".into() } else { n.to_string() },
                     ledger: ledger(outcome),
                     seen_to_injected: histogram.and_then(StageFigures::of),
                     slot,
                 }
             });
-            Device { name: device.name().to_string(), delivery: name(*by), vectors: vectors.collect() }
+            Device {
+                name: device.name().to_string(),
+                delivery: name(attached.by),
+                vectors: vectors.collect(),
+            }
         };
         let devices = devices.iter().map(&mut of).collect();
         Self {
@@ -86,6 +115,7 @@ impl GuestReport {
             seen_to_injected: figures.stages.get(Stage::SeenToInjected).and_then(StageFigures::of),
             spurious: figures.spurious,
             deferred: figures.deferred,
+            hand_overs: None,
             devices,
             machine: machine.clone(),
         }
@@ -105,6 +135,11 @@ impl GuestReport {
         }
         self.ledger = total;
         self.spurious += figures.spurious;
+    }
+
+    /// How often vectors were handed over; the part of the kernel's irqfds is in no ledger.
+    pub fn handed_over(&mut self, moves: Option<u64>) {
+        self.hand_overs = moves;
     }
 
     /// How it ended.
@@ -170,6 +205,11 @@ impl GuestReport {
         let kernel = self.devices.iter().filter(|device| device.delivery == "irqfd");
         for device in kernel {
             text.push_str(&format!("{}: delivered by the kernel, which does not count\n", device.name));
+        }
+        if let Some(moves) = self.hand_overs {
+            text.push_str(&format!(
+                "{moves} hand-overs; what the kernel delivered in between is not counted\n"
+            ));
         }
         text.push_str(&format!("{} after {:.1} s; {} spurious\n", self.ended, self.seconds, self.spurious));
         text.push_str(&format!("{}\n", self.machine.line()));

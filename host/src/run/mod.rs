@@ -2,6 +2,7 @@
 
 mod devices;
 mod guest;
+mod guest_devices;
 mod guest_report;
 mod handlers;
 mod hlog;
