@@ -57,7 +57,8 @@ fn an_end_is_not_believed_before_the_poller_says_it() {
         interrupts.detach(id);
         let figures = poller.stop().expect("the poller ran to the end");
         let Outcome { delivered, merged, dropped } = figures.total();
-        assert_eq!((delivered + merged, dropped), (100, 0), "{backend:?}");
+        // A poller that had no CPU has left some.
+        assert_eq!((delivered + merged + event.take(), dropped), (100, 0), "{backend:?}");
         // An interrupt for nothing is what a poll left behind by an earlier owner makes.
         assert_eq!(figures.spurious, 0, "{backend:?}");
     }
