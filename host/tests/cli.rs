@@ -190,8 +190,18 @@ fn an_interrupt_drains_and_reports() {
         .stdout(std::process::Stdio::piped())
         .spawn()
         .expect("pollvisor");
-    std::thread::sleep(std::time::Duration::from_millis(1500));
     let pid = child.id().to_string();
+    // Before it handles the signal it would die of it.
+    let handles = || {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+        caught.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & 2 != 0)
+    };
+    let began = std::time::Instant::now();
+    while !handles() && began.elapsed() < std::time::Duration::from_secs(60) {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    std::thread::sleep(std::time::Duration::from_millis(1500));
     assert!(Command::new("kill").args(["-INT", &pid]).status().expect("kill").success());
     let output = child.wait_with_output().expect("its end");
     assert!(output.status.success());

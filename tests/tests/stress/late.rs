@@ -58,9 +58,8 @@ fn an_end_is_not_believed_before_the_poller_says_it() {
         interrupts.detach(id);
         let figures = poller.stop().expect("the poller ran to the end");
         let Outcome { delivered, merged, dropped } = figures.total();
-        // What a poller without a CPU did not get to before the detach is still in the eventfd.
+        // A poller that had no CPU has left some.
         assert_eq!((delivered + merged + event.take(), dropped), (100, 0), "{backend:?}");
-        assert!(delivered > 0, "{backend:?}");
         // An interrupt for nothing is what a poll left behind by an earlier owner makes.
         assert_eq!(figures.spurious, 0, "{backend:?}");
     }
