@@ -35,6 +35,8 @@ pub enum Need {
     NoIommu,
     /// A kernel and an initramfs to boot.
     Linux,
+    /// QEMU, to be run in the lab.
+    Qemu,
 }
 
 impl Need {
@@ -52,6 +54,7 @@ impl Need {
             Self::Group => "two devices in one IOMMU group",
             Self::NoIommu => "an IOMMU that is off",
             Self::Linux => "a kernel to boot",
+            Self::Qemu => "QEMU in the lab",
         }
     }
 
@@ -62,6 +65,9 @@ impl Need {
             // Of the lab's kernels one has it.
             Self::Iommufd => gone("/dev/iommu").map(|why| missing(why, |kernel| kernel == "iommufd")),
             Self::Linux => linux::files().err().map(|why| missing(why, |_| true)),
+            Self::Qemu => {
+                (!linux::has_qemu()).then(|| missing("no QEMU beside this program".into(), |_| true))
+            }
             Self::Kvm => gone("/dev/kvm").map(|why| missing(why, |_| true)),
             Self::Group => {
                 let group = |address: &str| {
