@@ -37,6 +37,8 @@ pub enum Need {
     Linux,
     /// The benchmark's command.
     Benchmark,
+    /// QEMU, to be run in the lab.
+    Qemu,
 }
 
 impl Need {
@@ -55,6 +57,7 @@ impl Need {
             Self::NoIommu => "an IOMMU that is off",
             Self::Linux => "a kernel to boot",
             Self::Benchmark => "./pollvisor-bench",
+            Self::Qemu => "QEMU in the lab",
         }
     }
 
@@ -66,6 +69,9 @@ impl Need {
             Self::Iommufd => gone("/dev/iommu").map(|why| missing(why, |kernel| kernel == "iommufd")),
             Self::Linux => linux::files().err().map(|why| missing(why, |_| true)),
             Self::Benchmark => gone(self.name()).map(|why| missing(why, |_| true)),
+            Self::Qemu => {
+                (!linux::has_qemu()).then(|| missing("no QEMU beside this program".into(), |_| true))
+            }
             Self::Kvm => gone("/dev/kvm").map(|why| missing(why, |_| true)),
             Self::Group => {
                 let group = |address: &str| {
