@@ -92,9 +92,11 @@ pub fn check(context: &mut Context, ended: &Ended, counts: &Counts, device: &str
         }
         let who = row.map_or_else(|| "no handler now".into(), |row| row.who);
         let Account { fired, sent, seen, handled, .. } = account;
+        let took = fired.saturating_sub(sent + seen.irqfd + if name == "intx" { seen.worker } else { 0 });
         context.note(format!(
-            "vector {name}: fired {fired} = polled {sent} + irqfd {}; accepted {}, merged {}, handled {handled}: {who}",
-            seen.irqfd,
+            "vector {name}: fired {fired} = polled {sent} + irqfd {}{}; accepted {}, merged {}, handled {handled}: {who}",
+            fired - sent.min(fired) - took,
+            if took > 0 { format!(" + {took} taken along") } else { String::new() },
             seen.accepted(),
             seen.accepted() - seen.injected.min(seen.accepted()),
         ));
@@ -141,8 +143,8 @@ fn account(vector: &Value, name: &str, counts: &Counts, device: &str, handled: u
     let fired =
         |kind: &str| counts.fired.get(&format!("vfio-{kind}[{name}]({device})")).copied().unwrap_or(0);
     Ok(Account {
-        // VFIO's handler of a line runs for others on that line, too.
-        fired: if name == "intx" { sent + seen.irqfd } else { fired("msix") + fired("msi") },
+        // VFIO's handler of a line runs for others on that line, too; its irqfd injects by a worker alone.
+        fired: if name == "intx" { sent + seen.worker } else { fired("msix") + fired("msi") },
         sent,
         delivered: part("delivered"),
         merged: part("merged"),
