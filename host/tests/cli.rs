@@ -51,6 +51,14 @@ fn a_guest_that_cannot_be_booted_is_refused() {
         refused(&["run", flag], &[flag.split_once('=').expect("a value").0, "try: --kernel"]);
     }
     refused(&["run", "--kernel", "/nowhere", "--vectors", "3"], &["--vectors", "try:"]);
+    let hand_over = ["run", "--kernel", "/nowhere", "--hand-over", "10ms"];
+    refused(&hand_over, &["--hand-over", "no poller", "try: --device"]);
+    let by_kernel = ["--device", "host=ff:1f.7,delivery=irqfd"];
+    refused(&[&hand_over[..], &by_kernel].concat(), &["--hand-over", "no poller"]);
+    let never = ["run", "--kernel", "/nowhere", "--hand-over", "0", "--device", "host=ff:1f.7"];
+    refused(&never, &["--hand-over 0"]);
+    let unknown = ["--device", "host=ff:1f.7", "--poller", "cpu=0,vectors=[nic0:1]"];
+    refused(&[&["run", "--kernel", "/nowhere"], &unknown[..]].concat(), &["--poller vectors", "nic0", "id="]);
     refused(&["run", "--memory", "size=1G,hugepage_size=3M"], &["hugepage_size", "2M or 1G"]);
     refused(&["run", "--serial", "pty"], &["--serial", "pty"]);
     refused(&["run", "--profile", "fast"], &["--profile", "low-latency"]);

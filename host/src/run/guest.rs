@@ -190,7 +190,7 @@ fn console(args: &RunArgs) -> Console {
 /// when `pin`.
 fn settle(places: &mut Places, args: &RunArgs, pin: bool) -> Result<()> {
     places.vcpus.iter_mut().for_each(|vcpu| vcpu.fifo = args.boot.vcpu_fifo);
-    if pin || by_poller(args, DeliveryArg::Polled) {
+    if pin || by_poller(args, DeliveryArg::Polled) || args.hand_over.is_some() {
         let house = Placement { cpu: places.housekeeping, fifo: Some(false) };
         house.apply("housekeeping")?;
         return Ok(());

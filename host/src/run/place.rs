@@ -94,10 +94,12 @@ fn choose(args: &RunArgs, cpus: &[usize]) -> Result<Places> {
             .remedy("--delivery blocking or irqfd, or allow more CPUs (taskset)"));
     }
     let others: Vec<usize> = cpus.iter().copied().filter(|cpu| !uses_poller || *cpu != poller).collect();
-    let housekeeping = others.iter().find(|cpu| !asked.contains(cpu)).or(others.first()).copied();
+    // Off the CPUs that were given to vCPUs, if there is a choice.
+    let spare: Vec<usize> = others.iter().copied().filter(|cpu| !asked.contains(cpu)).collect();
+    let spare = if spare.is_empty() { others } else { spare };
+    let housekeeping = spare.first().copied();
     // The vCPUs that nobody placed take turns on what is left, off the housekeeping CPU if there is a choice.
-    let house = housekeeping.filter(|_| others.len() > 1);
-    let free: Vec<usize> = others.iter().copied().filter(|cpu| Some(*cpu) != house).collect();
+    let free: Vec<usize> = spare.iter().copied().skip(usize::from(spare.len() > 1)).collect();
     let boot = match &args.cpus {
         Some(cpus) => cpus.boot,
         None if args.boot.kernel.is_some() => 1,
@@ -135,6 +137,9 @@ mod tests {
         assert_eq!((four.poller.cpu, vcpus, four.housekeeping), (Some(3), vec![Some(1), Some(2)], Some(0)));
         let given = places(&["--cpus", "boot=1,affinity=[0@[3]]"], &[0, 1, 2, 3]).expect("places");
         assert_eq!((given.poller.cpu, given.vcpus[0].cpu), (Some(2), Some(3)));
+        let first = places(&["--cpus", "boot=2,affinity=[0@[0]]"], &[0, 1, 2, 3]).expect("places");
+        let vcpus: Vec<_> = first.vcpus.iter().map(|v| v.cpu).collect();
+        assert_eq!((vcpus, first.housekeeping), (vec![Some(0), Some(2)], Some(1)));
     }
 
     #[test]
