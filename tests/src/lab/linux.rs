@@ -19,7 +19,7 @@ const BASE: &str = "base.cpio";
 const INITRAMFS: &str = "guest.cpio";
 const CONSOLE: &str = "console";
 const TALK: &str = "stderr";
-/// Longer than the slowest takes, with one emulator thread, and less than a scenario may take.
+/// Longer than the slowest takes on a busy machine, and less than a scenario may take.
 const PATIENCE: Duration = Duration::from_secs(140);
 /// The folder with the lab's QEMU, its loader, libraries and firmware.
 const QEMU: &str = "qemu";
