@@ -28,7 +28,7 @@ mod imp {
         #[arg(long, value_name = "NAME", conflicts_with_all = ["names", "list"])]
         one: Option<String>,
         /// Seconds that one may take.
-        #[arg(long, default_value_t = 300)]
+        #[arg(long, default_value_t = 200)]
         limit: u64,
     }
 

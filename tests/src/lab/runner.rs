@@ -65,6 +65,7 @@ pub fn run(chosen: &[&Scenario], limit: Duration) -> ExitCode {
 
 /// Runs one in this process.
 pub fn one(scenario: &Scenario) -> ExitCode {
+    panic_ends_all();
     match (scenario.run)(&mut Context::default()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -79,6 +80,29 @@ fn needed(scenario: &Scenario) -> Option<Verdict> {
         Missing::Skip(why) => Verdict::Skipped(why),
         Missing::Fail(why) => Verdict::Failed(why),
     })
+}
+
+/// A panic ends the process, whatever its other threads wait for, and says where each of them was.
+fn panic_ends_all() {
+    let told = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        told(panic);
+        threads("self");
+        std::process::exit(101);
+    }));
+}
+
+/// Prints what the threads of a process do: name, state, system call, and where in the kernel.
+fn threads(process: &str) {
+    let tasks = std::fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
+    for task in tasks {
+        let read = |file| std::fs::read_to_string(task.path().join(file)).unwrap_or_default();
+        let (name, stat, call) = (read("comm"), read("stat"), read("syscall"));
+        let state = stat.rsplit(") ").next().and_then(|rest| rest.get(..1)).unwrap_or("?").to_string();
+        let stack = read("stack");
+        let stack: Vec<_> = stack.lines().filter_map(|line| line.split_whitespace().last()).collect();
+        println!("thread {}: {state}, call {}, {}", name.trim(), call.trim(), stack.join(" "));
+    }
 }
 
 fn apart(scenario: &Scenario, limit: Duration) -> Verdict {
@@ -100,7 +124,10 @@ fn watch(scenario: &Scenario, limit: Duration) -> Result<Verdict> {
     let ended = loop {
         match child.try_wait().map_err(broken)? {
             Some(status) => break Some(status),
-            None if began.elapsed() > limit => break None,
+            None if began.elapsed() > limit => {
+                threads(&child.id().to_string());
+                break None;
+            }
             None => thread::sleep(Duration::from_millis(5)),
         }
     };
