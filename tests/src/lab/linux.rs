@@ -215,7 +215,8 @@ impl Running {
         while !console().contains(text) {
             let ended = self.child.try_wait().map_err(|e| Error::os("waiting for the guest", &e))?;
             if ended.is_some() || self.began.elapsed() > PATIENCE {
-                return Err(told(format!("the guest does not say `{text}`")));
+                let how = ended.map_or("it runs still".to_string(), |status| format!("it ended: {status}"));
+                return Err(told(format!("the guest does not say `{text}`; {how}, {:.1?}", self.time())));
             }
             sleep(Duration::from_millis(20));
         }
