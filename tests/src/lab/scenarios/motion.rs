@@ -37,6 +37,11 @@ pub const SCENARIOS: &[Scenario] = &[
         needs: &[Need::Kvm, Need::Igb],
         run: |c| storm(c, Delivery::Irqfd),
     },
+    Scenario {
+        name: "motion: mask storm: blocking",
+        needs: &[Need::Kvm, Need::Igb],
+        run: |c| storm(c, Delivery::Blocking),
+    },
     Scenario { name: "motion: re-programmed while it fires", needs: &[Need::Kvm, Need::Igb], run: reprogram },
     Scenario {
         name: "motion: two devices, two pollers",
