@@ -1,7 +1,7 @@
 //! A device in the built-in guest: what its driver does is done by the guest's own accesses.
 
 use super::devices::{Access, Device, Kind, identify};
-use super::{Context, Need};
+use super::{Context, Need, trace};
 use pollvisor::assign::{Assigned, Via};
 use pollvisor::cli::{DeviceAddress, DeviceArg};
 use pollvisor::clock::Clock;
@@ -194,7 +194,10 @@ impl Guest {
         let began = Instant::now();
         while self.handled(device)[at] == before[at] {
             if began.elapsed() > PATIENCE {
-                return Err(Error::new(format!("vector {vector} was raised, and its handler did not run")));
+                let why = trace::astray().map(|astray| format!(": {astray}")).unwrap_or_default();
+                return Err(Error::new(format!(
+                    "vector {vector} was raised, and its handler did not run{why}"
+                )));
             }
             std::thread::yield_now();
         }

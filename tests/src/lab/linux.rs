@@ -1,8 +1,8 @@
 //! Debian's kernel as a guest of the command `pollvisor`, in the lab: what it is given, and what became of it.
 
 pub mod accounts;
-pub mod trace;
 
+use super::trace::MARK;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use pollvisor::error::{Error, Result};
@@ -11,7 +11,6 @@ use std::fs;
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
-use trace::MARK;
 
 /// Files that `tests/lab/run` puts beside this program.
 pub const KERNELS: [&str; 2] = ["vmlinuz", "vmlinux"];

@@ -7,6 +7,7 @@ pub mod in_guest;
 pub mod linux;
 pub mod runner;
 pub mod scenarios;
+pub mod trace;
 
 use pollvisor::error::{Error, Result};
 use pollvisor::pci::Bdf;

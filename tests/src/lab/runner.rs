@@ -1,6 +1,6 @@
 //! Runs scenarios, each in a process of its own, so that one that hangs or dies takes no other along.
 
-use super::{Context, Missing, Scenario, scenarios};
+use super::{Context, Missing, Need, Scenario, scenarios, trace};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use pollvisor::error::{Error, Result};
@@ -65,7 +65,7 @@ pub fn run(chosen: &[&Scenario], limit: Duration) -> ExitCode {
 
 /// Runs one in this process.
 pub fn one(scenario: &Scenario) -> ExitCode {
-    panic_ends_all();
+    panic_ends_all(has_own_guest(scenario));
     match (scenario.run)(&mut Context::default()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -82,12 +82,20 @@ fn needed(scenario: &Scenario) -> Option<Verdict> {
     })
 }
 
+/// Whether the guests in it are built-in ones, if it has any.
+fn has_own_guest(scenario: &Scenario) -> bool {
+    !scenario.needs.contains(&Need::Linux)
+}
+
 /// A panic ends the process, whatever its other threads wait for, and says where each of them was.
-fn panic_ends_all() {
+fn panic_ends_all(has_own_guest: bool) {
     let told = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         told(panic);
         threads("self");
+        if has_own_guest && let Some(astray) = trace::astray() {
+            println!("{ERROR}panicked: {astray}");
+        }
         std::process::exit(101);
     }));
 }
@@ -120,12 +128,13 @@ fn watch(scenario: &Scenario, limit: Duration) -> Result<Verdict> {
     // The pipe's ends in `command` would keep the reader waiting.
     drop(command);
     let relay = thread::spawn(|| relay(reader));
-    let began = Instant::now();
+    let (began, mut astray) = (Instant::now(), None);
     let ended = loop {
         match child.try_wait().map_err(broken)? {
             Some(status) => break Some(status),
             None if began.elapsed() > limit => {
                 threads(&child.id().to_string());
+                astray = if has_own_guest(scenario) { trace::astray() } else { None };
                 break None;
             }
             None => thread::sleep(Duration::from_millis(5)),
@@ -139,7 +148,10 @@ fn watch(scenario: &Scenario, limit: Duration) -> Result<Verdict> {
     Ok(match ended {
         Some(status) if status.success() => Verdict::Passed,
         Some(status) => Verdict::Failed(error.unwrap_or_else(|| describe(status))),
-        None => Verdict::Failed(format!("still running after {} s", limit.as_secs())),
+        None => {
+            let astray = astray.map(|astray| format!(": {astray}")).unwrap_or_default();
+            Verdict::Failed(format!("still running after {} s{astray}", limit.as_secs()))
+        }
     })
 }
 

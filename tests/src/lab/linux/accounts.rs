@@ -12,9 +12,9 @@
 //! worker, once, and are in the ledger (`delivered`); but if the device signals just then, the irqfd takes them all, and
 //! they are not. How often that was is known from the workers' injections without one in the ledger.
 
-use super::trace::{Counts, Lapic, Seen};
 use super::{Ended, told};
 use crate::lab::Context;
+use crate::lab::trace::{Counts, Lapic, Seen};
 use pollvisor::error::{Error, Result};
 use serde_json::Value;
 

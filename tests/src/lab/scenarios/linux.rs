@@ -1,8 +1,8 @@
 //! Debian's kernel as a guest: it boots, uses assigned devices by its own drivers, and ends.
 
 use crate::lab::linux::accounts::{self, By};
-use crate::lab::linux::trace::Trace;
 use crate::lab::linux::{Ended, Handled, Running, start, start_in_qemu, talk, told};
+use crate::lab::trace::Trace;
 use crate::lab::{Context, Need, Scenario};
 use nix::sys::signal::Signal;
 use pollvisor::error::{Error, Result};
