@@ -10,7 +10,7 @@
 
 use super::port::{Hooked, Port, Taken};
 use crate::error::Result;
-use crate::sys::aio::{Canceller, Context};
+use crate::sys::aio::{Canceller, Context, Submitted};
 use crate::sys::fd::EventFd;
 use pollvisor_core::ids::{Generation, SourceId};
 use pollvisor_core::poll::BATCH;
@@ -89,24 +89,49 @@ impl AioSource {
         if self.hooked[number] == 1 {
             self.busy.push(number);
         }
-        let context = &mut self.contexts[number];
-        context.arm(slot % self.per, event.as_fd(), slot as u64);
-        let armed = context.submit().is_ok();
-        if !armed {
-            port.fault();
-        }
-        let poll = if armed { Poll::Armed } else { Poll::Off };
-        self.entries[slot] = Entry { id, event: Some(event), poll, taken: port.first_stamp(slot) };
+        self.contexts[number].arm(slot % self.per, event.as_fd(), slot as u64);
+        let taken = port.first_stamp(slot);
+        self.entries[slot] = Entry { id, event: Some(event), poll: Poll::Armed, taken };
+        self.submit(number, port);
         port.set(slot, Hooked::Watched);
     }
 
     pub(super) fn unhook(&mut self, id: SourceId, port: &Port) {
-        let entry = &mut self.entries[id.slot()];
-        if entry.poll == Poll::Armed {
-            entry.poll = Poll::Closing;
-            port.set(id.slot(), Hooked::Closing);
+        let slot = id.slot();
+        let armed = self.entries[slot].poll == Poll::Armed;
+        if armed && !self.contexts[slot / self.per].withdraw(slot % self.per) {
+            self.entries[slot].poll = Poll::Closing;
+            port.set(slot, Hooked::Closing);
         } else {
-            self.off(id.slot(), port);
+            self.off(slot, port);
+        }
+    }
+
+    /// Arms what a context has to arm.
+    fn submit(&mut self, number: usize, port: &Port) {
+        loop {
+            match self.contexts[number].submit() {
+                Submitted::All => return,
+                Submitted::Later => {
+                    port.fault();
+                    port.call_again();
+                    return;
+                }
+                Submitted::Refused(slot) => {
+                    port.fault();
+                    // Nothing is armed, so nothing is to be cancelled when it is unhooked.
+                    self.entries[usize::try_from(slot).unwrap_or(usize::MAX)].poll = Poll::Off;
+                }
+            }
+        }
+    }
+
+    /// Tries again what the kernel had no memory for.
+    pub(super) fn retry(&mut self, port: &Port) {
+        for number in 0..self.contexts.len() {
+            if self.contexts[number].has_batch() {
+                self.submit(number, port);
+            }
         }
     }
 
@@ -170,11 +195,51 @@ impl AioSource {
 
     #[inline]
     pub(super) fn flush(&mut self, port: &Port) {
-        for context in &self.dirty {
-            if self.contexts[*context].submit().is_err() {
-                port.fault();
-            }
+        while let Some(context) = self.dirty.pop() {
+            self.submit(context, port);
         }
-        self.dirty.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A kernel without memory makes an event late, not lost, and its source can be unhooked meanwhile.
+    #[test]
+    fn what_cannot_be_armed_now_is_armed_later() {
+        let mut source = AioSource::new(2, 16).expect("AIO");
+        let port = Port::new(2, source.cancellers(), false).expect("a port");
+        let events = [(); 2].map(|()| Arc::new(EventFd::new().expect("an eventfd")));
+        let id = |index| SourceId { index, generation: Generation(0) };
+        source.contexts[0].no_memory = 3;
+        for (index, event) in (0..).zip(&events) {
+            source.hook(id(index), event.clone(), &port);
+            event.signal(1);
+        }
+        assert_eq!((source.next(&port), source.next(&port), port.faults()), (None, None, 2));
+        source.unhook(id(1), &port);
+        port.wait_unhooked(id(1), || panic!("nothing is armed"));
+        let mut again = 0;
+        while port.receive(1, |_| ()) {
+            source.retry(&port);
+            again += 1;
+        }
+        assert_eq!(again, 2, "one that failed and one that did not");
+        // A pass may be over before it looks.
+        let mut next = || std::iter::repeat_with(|| source.next(&port)).take(2).flatten().next();
+        let fired = next().expect("the first one's signal");
+        assert_eq!((fired.id, source.drain(&fired, &port).signals), (id(0), 1));
+        // And the same for one that is armed again.
+        source.contexts[0].no_memory = 1;
+        source.rearm(&fired);
+        source.flush(&port);
+        events[0].signal(1);
+        assert_eq!((source.next(&port), source.next(&port)), (None, None));
+        assert!(port.receive(1, |_| ()));
+        source.retry(&port);
+        assert!(
+            std::iter::repeat_with(|| source.next(&port)).take(2).flatten().any(|fired| fired.id == id(0))
+        );
     }
 }

@@ -92,7 +92,10 @@ impl Lane {
     #[inline]
     pub fn obey(&mut self) {
         let Self { port, events, bells, .. } = self;
-        port.receive(COMMANDS, |command| carry_out(command, port, events, bells));
+        let called = port.receive(COMMANDS, |command| carry_out(command, port, events, bells));
+        if called && let Events::Aio(source) = events {
+            source.retry(port);
+        }
     }
 
     /// Whether this lane sleeps between events.

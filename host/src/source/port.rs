@@ -193,11 +193,11 @@ impl Port {
         }
     }
 
-    /// Up to `most` commands, one by one to `f`. With none: one load.
+    /// Up to `most` commands, one by one to `f`. False: nobody called. With none: one load.
     #[inline]
-    pub(super) fn receive(&self, most: usize, mut f: impl FnMut(Command)) {
+    pub(super) fn receive(&self, most: usize, mut f: impl FnMut(Command)) -> bool {
         if !self.waiting.load(Ordering::Relaxed) {
-            return;
+            return false;
         }
         // Acquire: pairs with the Release in `send`. Cleared before the queue is looked at, so that a command pushed
         // meanwhile sets it again.
@@ -205,9 +205,15 @@ impl Port {
         for _ in 0..most {
             match self.commands.pop() {
                 Some(command) => f(command),
-                None => return,
+                None => return true,
             }
         }
+        self.waiting.store(true, Ordering::Relaxed);
+        true
+    }
+
+    /// The poller's: the next [`receive`](Self::receive) says that somebody called.
+    pub(super) fn call_again(&self) {
         self.waiting.store(true, Ordering::Relaxed);
     }
 

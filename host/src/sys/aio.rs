@@ -72,6 +72,17 @@ pub struct Completion {
     pub events: i64,
 }
 
+/// What became of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Submitted {
+    /// All of it is armed.
+    All,
+    /// The kernel has no memory at the moment: the rest waits for the next [`submit`](Context::submit).
+    Later,
+    /// The poll with this number, as given at [`arm`](Context::arm), was refused for good and dropped; the rest waits.
+    Refused(u64),
+}
+
 /// An AIO context with room for a fixed number of polls. `arm`, `submit` and `pop` are for its one poller; `cancel` is
 /// for anybody, through [`Context::canceller`].
 #[derive(Debug)]
@@ -81,6 +92,9 @@ pub struct Context {
     head: u32,
     iocbs: Box<[Iocb]>,
     batch: Vec<*mut Iocb>,
+    /// How many times more the kernel is to have no memory.
+    #[cfg(test)]
+    pub(crate) no_memory: u32,
 }
 
 // SAFETY: the pointers are into `iocbs` and the kernel's ring, both of which move with the context; nothing in it is
@@ -107,6 +121,8 @@ impl Context {
             head: 0,
             iocbs: vec![Iocb::default(); polls].into_boxed_slice(),
             batch: Vec::with_capacity(polls),
+            #[cfg(test)]
+            no_memory: 0,
         };
         let ring = context.ring();
         if ring.magic != MAGIC || ring.incompat_features != 0 {
@@ -165,13 +181,15 @@ impl Context {
     }
 
     /// Makes what was armed take effect, in one system call; one readable by now completes at once.
-    ///
-    /// # Errors
-    /// The kernel's; what it did not take is dropped from the batch.
     #[inline]
-    pub fn submit(&mut self) -> Result<()> {
+    pub fn submit(&mut self) -> Submitted {
         let mut done = 0;
         while done < self.batch.len() {
+            #[cfg(test)]
+            if self.no_memory > 0 {
+                self.no_memory -= 1;
+                return self.stopped(done, libc::ENOMEM);
+            }
             let rest = &mut self.batch[done..];
             // SAFETY: every pointer is to an element of `iocbs`, which is neither moved nor freed before the context
             // is destroyed.
@@ -180,14 +198,37 @@ impl Context {
             match usize::try_from(count) {
                 Ok(count) if count > 0 => done += count,
                 _ => {
-                    let error = Error::last_os("arming an AIO poll");
-                    self.batch.clear();
-                    return Err(error);
+                    let errno = std::io::Error::last_os_error().raw_os_error().unwrap_or(0);
+                    return self.stopped(done, errno);
                 }
             }
         }
         self.batch.clear();
-        Ok(())
+        Submitted::All
+    }
+
+    /// The kernel took the first `done` of the batch, and not the next one.
+    #[cold]
+    fn stopped(&mut self, done: usize, errno: i32) -> Submitted {
+        if matches!(errno, libc::EAGAIN | libc::ENOMEM) {
+            self.batch.drain(..done);
+            return Submitted::Later;
+        }
+        let place = self.place(self.batch[done]);
+        self.batch.drain(..=done);
+        Submitted::Refused(self.iocbs[place].data)
+    }
+
+    fn place(&self, iocb: *mut Iocb) -> usize {
+        (iocb as usize - self.iocbs.as_ptr() as usize) / size_of::<Iocb>()
+    }
+
+    /// Takes back a poll that was armed and waits for [`submit`](Self::submit); whether there was one.
+    pub fn withdraw(&mut self, place: usize) -> bool {
+        let before = self.batch.len();
+        let pointer: *mut Iocb = &raw mut self.iocbs[place];
+        self.batch.retain(|other| *other != pointer);
+        self.batch.len() < before
     }
 
     /// Whether anything waits for [`submit`](Self::submit).
@@ -246,16 +287,48 @@ mod tests {
         let mut context = Context::new(2).expect("AIO");
         let event = EventFd::new().expect("eventfd");
         context.arm(1, event.as_fd(), 7);
-        context.submit().expect("submit");
+        assert_eq!(context.submit(), Submitted::All);
         assert_eq!(context.pop(), None);
         event.signal(1);
         assert_eq!(context.pop(), Some(Completion { data: 7, events: 1 }));
         event.signal(1);
         assert_eq!(context.pop(), None, "one shot");
         context.rearm(1);
-        context.submit().expect("submit");
+        assert_eq!(context.submit(), Submitted::All);
         assert_eq!(context.pop(), Some(Completion { data: 7, events: 1 }), "level-checked at submit");
         assert_eq!(event.take(), 2);
+    }
+
+    #[test]
+    fn one_that_is_refused_does_not_hold_up_the_others() {
+        use std::os::fd::AsRawFd;
+        let mut context = Context::new(3).expect("AIO");
+        let (first, last) = (EventFd::new().expect("eventfd"), EventFd::new().expect("eventfd"));
+        context.arm(0, first.as_fd(), 10);
+        // SAFETY: never used as what it claims to be: no process has as many descriptors.
+        context.arm(1, unsafe { BorrowedFd::borrow_raw(first.as_fd().as_raw_fd() + 1_000_000) }, 11);
+        context.arm(2, last.as_fd(), 12);
+        assert_eq!(context.submit(), Submitted::Refused(11));
+        assert!(context.has_batch());
+        assert_eq!(context.submit(), Submitted::All);
+        last.signal(1);
+        first.signal(1);
+        assert_eq!(context.pop().map(|completion| completion.data), Some(12));
+        assert_eq!(context.pop().map(|completion| completion.data), Some(10));
+    }
+
+    #[test]
+    fn what_waits_for_memory_can_be_taken_back() {
+        let mut context = Context::new(2).expect("AIO");
+        let event = EventFd::new().expect("eventfd");
+        context.arm(0, event.as_fd(), 10);
+        context.arm(1, event.as_fd(), 11);
+        context.no_memory = 1;
+        assert_eq!(context.submit(), Submitted::Later);
+        assert!(context.withdraw(0) && !context.withdraw(0));
+        assert_eq!(context.submit(), Submitted::All);
+        event.signal(1);
+        assert_eq!((context.pop().map(|one| one.data), context.pop()), (Some(11), None));
     }
 
     #[test]
@@ -264,7 +337,7 @@ mod tests {
         let event = EventFd::new().expect("eventfd");
         context.arm(0, event.as_fd(), 0);
         for _ in 0..3 * context.nr {
-            context.submit().expect("submit");
+            assert_eq!(context.submit(), Submitted::All);
             event.signal(1);
             assert!(context.pop().is_some());
             assert_eq!(event.take(), 1);
@@ -277,7 +350,7 @@ mod tests {
         let mut context = Context::new(1).expect("AIO");
         let event = EventFd::new().expect("eventfd");
         context.arm(0, event.as_fd(), 3);
-        context.submit().expect("submit");
+        assert_eq!(context.submit(), Submitted::All);
         context.canceller(0).cancel();
         let completion = loop {
             match context.pop() {
