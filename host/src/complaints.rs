@@ -1,9 +1,11 @@
-//! Mistakes that a guest can bring about any number of times, and that are said only so often: it must not fill its
-//! host's log.
+//! What is said on standard error only so often: mistakes that a guest can bring about any number of times, for it must not
+//! fill its host's log; and waits that last.
 
 use crate::error::Error;
+use std::cell::Cell;
 use std::fmt::Display;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 /// Complaints about one device that are printed.
 const SAID: u32 = 16;
@@ -28,6 +30,32 @@ impl Complaints {
     }
 }
 
+/// A wait that should be over soon. Whoever wonders why nothing goes on is told what for, once.
+#[derive(Debug)]
+pub struct Wait {
+    began: Instant,
+    patience: Duration,
+    said: Cell<bool>,
+}
+
+impl Wait {
+    /// Begins to wait, at most `patience` in silence.
+    #[must_use]
+    pub fn begin(patience: Duration) -> Self {
+        Self { began: Instant::now(), patience, said: Cell::new(false) }
+    }
+
+    /// Says for what, if it is time to; whether it did.
+    pub fn goes_on(&self, what: impl FnOnce() -> String) -> bool {
+        let due = !self.said.get() && self.began.elapsed() > self.patience;
+        if due {
+            self.said.set(true);
+            eprintln!("pollvisor: waiting for {:?} now for {}", self.patience, what());
+        }
+        due
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -37,5 +65,15 @@ mod tests {
         let complaints = Complaints::default();
         let said = (0..1000).filter_map(|_| complaints.next());
         assert!(said.eq(1..=SAID));
+    }
+
+    #[test]
+    fn a_long_wait_is_said_once() {
+        let short = Wait::begin(Duration::from_secs(1000));
+        assert!(!short.goes_on(|| panic!("nothing to say yet")));
+        let long = Wait::begin(Duration::ZERO);
+        std::thread::sleep(Duration::from_millis(1));
+        assert!(long.goes_on(|| "a test".to_string()));
+        assert!(!long.goes_on(|| panic!("it was said")));
     }
 }

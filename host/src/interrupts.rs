@@ -7,6 +7,7 @@
 //! ```
 
 use crate::clock::Clock;
+use crate::complaints::Wait;
 use crate::error::{Error, Result};
 use crate::record::{Figures, Recorder};
 use crate::source::{Command, MAX_REGIONS, Port};
@@ -21,6 +22,7 @@ use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// The eventfds bound by this process, over all its VMs (race 11). Other processes' polled bindings cannot be seen; their
 /// in-kernel ones, and ours, the kernel keeps apart.
@@ -108,6 +110,9 @@ impl Drop for Running {
         self.interrupts.irqfds.release(&*self.interrupts);
     }
 }
+
+/// How long a poller may take over a command before that is said.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -345,8 +350,13 @@ impl Host for Interrupts {
     fn unhook(&self, id: SourceId) {
         let port = lock(&self.attached[id.slot()]).as_ref().map(|request| request.port.clone());
         if let Some(port) = port {
-            port.send(Command::Unhook { id }, || self.relax());
-            port.wait_unhooked(id, || self.relax());
+            let wait = Wait::begin(PATIENCE);
+            let relax = || {
+                self.relax();
+                wait.goes_on(|| format!("the poller of {id} to let go of it: does it get its CPU?"));
+            };
+            port.send(Command::Unhook { id }, relax);
+            port.wait_unhooked(id, relax);
         }
     }
 
