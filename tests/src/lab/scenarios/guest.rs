@@ -3,9 +3,11 @@
 
 use crate::lab::devices::Kind;
 use crate::lab::in_guest::{Delivery, Guest};
-use crate::lab::{Context, Need, Scenario};
+use crate::lab::{Context, Need, Scenario, trace};
 use pollvisor::error::{Error, Result};
+use pollvisor::guest::SCRATCH;
 use pollvisor_core::irqfd::Outcome;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 /// The scenarios.
@@ -18,12 +20,39 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario { name: "guest: edu", needs: &[Need::Kvm, Need::Edu], run: |c| all(c, Need::Edu, false) },
     Scenario { name: "guest: nvme", needs: &[Need::Kvm, Need::Nvme], run: |c| all(c, Need::Nvme, false) },
+    Scenario { name: "guest: where KVM enters it", needs: &[Need::Kvm], run: entered },
     Scenario {
         name: "cdev: guest: nvme",
         needs: &[Need::Iommufd, Need::Kvm, Need::Nvme],
         run: |c| all(c, Need::Nvme, true),
     },
 ];
+
+/// What a failure's cause is looked for in (`trace::astray`) has the guest's addresses, and a sound guest's are its own.
+fn entered(_: &mut Context) -> Result<()> {
+    let guest = Guest::start(Delivery::Polled, Kind::Msix)?;
+    let stop = AtomicBool::new(false);
+    let (entered, astray) = std::thread::scope(|scope| {
+        let busy = scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                guest.session.puppet().read(SCRATCH.start, 4)?;
+            }
+            Ok::<_, Error>(())
+        });
+        let seen = (trace::entered(), trace::astray());
+        stop.store(true, Ordering::Relaxed);
+        busy.join().map_err(|_| Error::new("the reader panicked"))??;
+        Ok::<_, Error>(seen)
+    })?;
+    match entered?.get(&0) {
+        Some(rip) if *rip < GUEST_END && astray.is_none() => {}
+        seen => return Err(Error::new(format!("vCPU 0 was entered at {seen:x?}; astray: {astray:?}"))),
+    }
+    guest.session.stop()
+}
+
+/// The built-in guest's memory ends below this.
+const GUEST_END: u64 = 1 << 32;
 
 /// Raises of each kind by each way.
 const RAISES: u64 = 1000;
