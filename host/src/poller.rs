@@ -122,6 +122,16 @@ impl PollerThread {
         &self.lacking
     }
 
+    /// What went wrong on it, if anything did: its system calls that failed. Such a source is looked at later, or no more.
+    #[must_use]
+    pub fn complaint(&self) -> Option<String> {
+        let faults = self.port.faults();
+        let name = self.thread.as_ref().and_then(|thread| thread.thread().name()).unwrap_or("a poller");
+        (faults > 0).then(|| {
+            format!("{faults} system calls of {name} failed: the kernel had no memory, or it is a bug; please report it")
+        })
+    }
+
     /// Whether it ended by itself, which a poller does only on an error: nobody watches its sources then.
     #[must_use]
     pub fn has_ended(&self) -> bool {

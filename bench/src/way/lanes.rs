@@ -273,10 +273,7 @@ impl Way for Lanes {
     fn warnings(&self) -> Vec<String> {
         let mut warnings: Vec<String> =
             self.pollers.iter().flat_map(|poller| poller.lacking().iter().cloned()).collect();
-        let faults: u64 = self.pollers.iter().map(|poller| poller.port().faults()).sum();
-        if faults > 0 {
-            warnings.push(format!("{faults} system calls of pollers failed: a bug, please report it"));
-        }
+        warnings.extend(self.pollers.iter().filter_map(PollerThread::complaint));
         warnings
     }
 

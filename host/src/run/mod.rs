@@ -20,6 +20,7 @@ use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::machine::Machine;
 use crate::pin::Placement;
+use crate::poller::PollerThread;
 use crate::record::{Figures, Stage};
 use crate::session::{Delivery, Session, SessionConfig, Signaller, Signals};
 use crate::source::Backend;
@@ -102,10 +103,7 @@ pub fn measure(args: &RunArgs) -> Result<Report> {
     let seconds = began.elapsed().as_secs_f64();
     figures.add(&produced.figures);
     let (failed, guest_began) = (session.has_failed(), session.began());
-    let faults = session.poller().map_or(0, |poller| poller.port().faults());
-    if faults > 0 {
-        machine.warnings.push(format!("{faults} system calls of the poller failed: a bug, please report it"));
-    }
+    machine.warnings.extend(session.poller().and_then(PollerThread::complaint));
     let stopped = session.stop();
     if config.delivery == Delivery::Irqfd {
         // The kernel takes every signal of a bound eventfd, one interrupt each; what is left was not taken.

@@ -238,6 +238,7 @@ impl Assembly {
         let Ok(unobserved) = chipless.grace_period(|| {
             never_fails(|| {
                 for poller in self.pollers.drain(..) {
+                    poller.complaint().inspect(|complaint| eprintln!("pollvisor: {complaint}"));
                     let stopped = poller.stop().map(|own| figures.add(&own));
                     result = std::mem::replace(&mut result, Ok(())).and(stopped);
                 }
