@@ -1,0 +1,217 @@
+//! Errors of PCIe's, injected by QEMU where a port meets them: the port's interrupt, Linux's AER driver, vfio-pci, its
+//! error eventfd, pollvisor. QEMU's igb cannot report its own: its error reporting cannot be switched on.
+
+use super::life::{finish, pollvisor};
+use crate::lab::devices::Kind;
+use crate::lab::in_guest::{Delivery, Guest, InGuest};
+use crate::lab::monitor::{KernelLog, Monitor, until};
+use crate::lab::{Context, Need, Scenario};
+use pollvisor::assign::News;
+use pollvisor::devices::{Host, bind, unbind};
+use pollvisor::error::{Error, Result};
+use std::io::Read;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::sleep;
+use std::time::Duration;
+
+/// The scenarios.
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "life: the device reports an error",
+        needs: &[Need::Kvm, Need::Igb, Need::Monitor],
+        run: |c| reported(c, false),
+    },
+    Scenario {
+        name: "cdev: life: the device reports an error",
+        needs: &[Need::Iommufd, Need::Kvm, Need::Igb, Need::Monitor],
+        run: |c| reported(c, true),
+    },
+    Scenario {
+        name: "life: the command whose device reports an error",
+        needs: &[Need::Kvm, Need::Igb, Need::Monitor],
+        run: command,
+    },
+];
+
+/// The root port above igb, as `tests/lab/lab` calls it.
+const PORT: &str = "port-igb";
+/// A symbol that the receiver does not know; the read of a register that nobody answers; a broken link.
+const CORRECTABLE: &str = "RCVR";
+/// What the kernel calls it.
+const CORRECTED: &str = "RxErr";
+const NON_FATAL: &str = "COMP_TIME";
+const FATAL: &str = "DLP";
+/// Interrupts after which a guest is past what its driver does at first, which takes some, too.
+const FIRES: u64 = 500;
+/// The vectors that fire.
+const VECTORS: u16 = 4;
+
+/// A correctable error changes nothing; others take the device from the guest, with every signal up to then accounted
+/// for. The host has it back then, and the guest may have it again.
+fn reported(context: &mut Context, iommufd: bool) -> Result<()> {
+    let (host, address) = (Host::default(), context.address(Need::Igb)?);
+    let mut monitor = Monitor::open()?;
+    let mut guest = Guest::start(Delivery::Polled, Kind::Msix)?;
+    for (error, delivery) in [
+        (NON_FATAL, Delivery::Polled),
+        (NON_FATAL, Delivery::Irqfd),
+        (FATAL, Delivery::Blocking),
+        (FATAL, Delivery::Polled),
+    ] {
+        let told = |e: Error| e.context(format!("{error}, {delivery:?}"));
+        let via = guest.via(delivery, 0)?;
+        let device = guest.attach(context, Need::Igb, (Kind::Msix, VECTORS), via, iommufd).map_err(told)?;
+        let mut device = device.ok_or_else(|| Error::new("igb has no MSI-X"))?;
+        for vector in 0..VECTORS {
+            guest.raise(&mut device, vector).map_err(told)?;
+        }
+        let _raised = guest.ledger(&mut device);
+        let handled = total(&guest, &device);
+        let mut log = KernelLog::from_now()?;
+        let sent = while_firing(&device, || {
+            monitor.inject(PORT, CORRECTABLE)?;
+            log.says(CORRECTED)?;
+            sleep(Duration::from_millis(20));
+            device.assigned.set_up().map_err(|e| e.context("a correctable error"))?;
+            monitor.inject(PORT, error)?;
+            until("word of the error", || Ok(guest.session.fleet()?.news().pop())).and_then(|news| match news
+            {
+                News::Failed(_) => Ok(()),
+                other => Err(Error::new(other.to_string())),
+            })
+        })
+        .map_err(told)?;
+        log.says(if error == FATAL { "(Fatal)" } else { "(Non-Fatal)" }).map_err(told)?;
+        log.says("device recovery successful").map_err(told)?;
+        accounted(&guest, &mut device, (sent, handled), delivery).map_err(told)?;
+        let id = guest.session.driver(&device.assigned).config(0, 4)?;
+        if id != 0xffff_ffff || !guest.session.fleet()?.devices().is_empty() {
+            return Err(told(Error::new(format!("the guest still finds {id:#x} in its slot"))));
+        }
+        drop(device);
+        unbind(&host, address)?;
+        bind(&host, address)?;
+        if !guest.session.fleet()?.is_consistent() {
+            return Err(told(Error::new("the counts of groups and containers do not agree")));
+        }
+        context.note(format!("{error}, {delivery:?}: {sent} signals sent until then, all accounted for"));
+    }
+    guest.session.stop()
+}
+
+fn total(guest: &Guest, device: &InGuest) -> u64 {
+    guest.handled(device).iter().sum()
+}
+
+/// Fires all vectors in turn, until the device is gone, while `meanwhile` goes on. How often.
+fn while_firing(device: &InGuest, meanwhile: impl FnOnce() -> Result<()>) -> Result<u64> {
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let (stop, assigned) = (&stop, device.assigned.clone());
+        let firing = scope.spawn(move || {
+            let mut vectors = (0..u32::from(VECTORS)).cycle();
+            let mut sent = 0u64;
+            while !stop.load(Ordering::Relaxed) && assigned.fire(vectors.next().unwrap_or(0)).is_ok() {
+                sent += 1;
+                sleep(Duration::from_micros(100));
+            }
+            sent
+        });
+        sleep(Duration::from_millis(50));
+        let result = meanwhile();
+        if result.is_err() {
+            stop.store(true, Ordering::Relaxed);
+        }
+        let sent = firing.join().map_err(|_| Error::new("the firing thread panicked"))?;
+        result.map(|()| sent)
+    })
+}
+
+/// What was sent was delivered, merged or dropped; no more handlers ran than interrupts were delivered.
+fn accounted(
+    guest: &Guest,
+    device: &mut InGuest,
+    (sent, handled): (u64, u64),
+    delivery: Delivery,
+) -> Result<()> {
+    let mut ledger = guest.ledger(device);
+    if delivery != Delivery::Irqfd {
+        // The poller's figures may come a moment later.
+        let whole = until("every signal", || {
+            ledger += guest.ledger(device);
+            Ok((ledger.signals() >= sent).then_some(()))
+        });
+        if whole.is_err() || ledger.signals() != sent {
+            return Err(Error::new(format!("{sent} signals were sent, and the ledger has {ledger:?}")));
+        }
+    }
+    let most = if delivery == Delivery::Irqfd { sent } else { ledger.delivered };
+    let ran = total(guest, device) - handled;
+    if ran == 0 || ran > most {
+        return Err(Error::new(format!("{sent} signals, {most} interrupts, and handlers ran {ran} times")));
+    }
+    Ok(())
+}
+
+/// `run --device`: it goes on after a correctable error. After another it ends with 1, says why, and prints what was
+/// measured until then; the next one finds the device as if nothing had been.
+fn command(context: &mut Context) -> Result<()> {
+    let (mut monitor, address) = (Monitor::open()?, context.address(Need::Igb)?);
+    for (error, delivery) in [(NON_FATAL, "irqfd"), (FATAL, "polled")] {
+        let mut log = KernelLog::from_now()?;
+        let device = format!("host={address},delivery={delivery}");
+        let mut child = Command::new("./pollvisor")
+            .args(["run", "--device", &device, "-D", "60s", "-i", "200us", "--warm-up", "0"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|e| Error::os("starting ./pollvisor", &e))?;
+        until("it to fire", || Ok((injections() > FIRES).then_some(())))?;
+        let ended = |e: std::io::Error| Error::os("waiting for ./pollvisor", &e);
+        monitor.inject(PORT, CORRECTABLE)?;
+        log.says(CORRECTED)?;
+        sleep(Duration::from_millis(100));
+        if let Some(status) = child.try_wait().map_err(ended)? {
+            return Err(Error::new(format!("a correctable error, and it ended: {status}")));
+        }
+        monitor.inject(PORT, error)?;
+        let status = until("its end", || child.try_wait().map_err(ended));
+        if status.is_err() {
+            child.kill().map_err(ended)?;
+        }
+        let (status, mut said) = (status?, String::new());
+        if let Some(stderr) = &mut child.stderr {
+            let _bytes = stderr.read_to_string(&mut said).map_err(ended)?;
+        }
+        let told = |what: &str| {
+            print!("{said}");
+            Error::new(format!("{error}, {delivery}: {what}"))
+        };
+        let last = said.lines().last().unwrap_or_default();
+        if status.code() != Some(1) || !last.contains("an uncorrectable PCIe error") {
+            return Err(told(&format!("{status}, and it says last: {last}")));
+        }
+        let totals = said.lines().find(|line| line.starts_with("sent ")).ok_or_else(|| told("no figures"))?;
+        if !adds_up(totals) {
+            return Err(told(&format!("the ledger does not add up: {totals}")));
+        }
+        log.says("device recovery successful")?;
+        context.note(format!("{error}, {delivery}: {totals}"));
+        finish(pollvisor(context, &["-D", "200ms", "-i", "1ms", "--delivery", delivery])?)?;
+    }
+    Ok(())
+}
+
+/// Interrupts that went into the guests there are.
+fn injections() -> u64 {
+    let count = std::fs::read_to_string("/sys/kernel/debug/kvm/irq_injections");
+    count.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+}
+
+/// `sent 9 = delivered 5 + merged 3 + dropped 1; ...`
+fn adds_up(totals: &str) -> bool {
+    let ledger = totals.split(';').next().unwrap_or_default();
+    let numbers: Vec<u64> = ledger.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+    matches!(numbers[..], [sent, delivered, merged, dropped] if sent > 0 && sent == delivered + merged + dropped)
+}
