@@ -52,11 +52,11 @@ impl Monitor {
         let mut heard = Vec::new();
         until(&format!("QEMU's answer to `{command}`"), || {
             read(&mut self.port, &mut heard).map_err(told)?;
-            let answers = heard.split(|byte| *byte == b'\n').filter_map(|line| {
+            let mut answers = heard.split(|byte| *byte == b'\n').filter_map(|line| {
                 let answer: Value = serde_json::from_slice(line).ok()?;
                 (answer["id"] == id.as_str()).then_some(answer)
             });
-            match answers.last() {
+            match answers.next_back() {
                 None => Ok(None),
                 Some(answer) => match answer["return"].as_str() {
                     Some(text) => Ok(Some(text.trim().to_string())),

@@ -4,8 +4,10 @@
 use super::life::{finish, pollvisor};
 use crate::lab::devices::Kind;
 use crate::lab::in_guest::{Delivery, Guest, InGuest};
+use crate::lab::linux::{start, talk, told};
 use crate::lab::monitor::{KernelLog, Monitor, until};
 use crate::lab::{Context, Need, Scenario};
+use nix::sys::signal::Signal;
 use pollvisor::assign::News;
 use pollvisor::devices::{Host, bind, unbind};
 use pollvisor::error::{Error, Result};
@@ -32,6 +34,11 @@ pub const SCENARIOS: &[Scenario] = &[
         needs: &[Need::Kvm, Need::Igb, Need::Monitor],
         run: command,
     },
+    Scenario {
+        name: "linux: igb, and it reports an error",
+        needs: &[Need::Kvm, Need::Linux, Need::Igb, Need::Monitor],
+        run: linux,
+    },
 ];
 
 /// The root port above igb, as `tests/lab/lab` calls it.
@@ -44,6 +51,8 @@ const NON_FATAL: &str = "COMP_TIME";
 const FATAL: &str = "DLP";
 /// Interrupts after which a guest is past what its driver does at first, which takes some, too.
 const FIRES: u64 = 500;
+/// What pollvisor says of them.
+const UNCORRECTABLE: &str = "an uncorrectable PCIe error";
 /// The vectors that fire.
 const VECTORS: u16 = 4;
 
@@ -53,12 +62,9 @@ fn reported(context: &mut Context, iommufd: bool) -> Result<()> {
     let (host, address) = (Host::default(), context.address(Need::Igb)?);
     let mut monitor = Monitor::open()?;
     let mut guest = Guest::start(Delivery::Polled, Kind::Msix)?;
-    for (error, delivery) in [
-        (NON_FATAL, Delivery::Polled),
-        (NON_FATAL, Delivery::Irqfd),
-        (FATAL, Delivery::Blocking),
-        (FATAL, Delivery::Polled),
-    ] {
+    for (error, delivery) in
+        [(NON_FATAL, Delivery::Polled), (FATAL, Delivery::Irqfd), (FATAL, Delivery::Blocking)]
+    {
         let told = |e: Error| e.context(format!("{error}, {delivery:?}"));
         let via = guest.via(delivery, 0)?;
         let device = guest.attach(context, Need::Igb, (Kind::Msix, VECTORS), via, iommufd).map_err(told)?;
@@ -189,7 +195,7 @@ fn command(context: &mut Context) -> Result<()> {
             Error::new(format!("{error}, {delivery}: {what}"))
         };
         let last = said.lines().last().unwrap_or_default();
-        if status.code() != Some(1) || !last.contains("an uncorrectable PCIe error") {
+        if status.code() != Some(1) || !last.contains(UNCORRECTABLE) {
             return Err(told(&format!("{status}, and it says last: {last}")));
         }
         let totals = said.lines().find(|line| line.starts_with("sent ")).ok_or_else(|| told("no figures"))?;
@@ -200,6 +206,27 @@ fn command(context: &mut Context) -> Result<()> {
         context.note(format!("{error}, {delivery}: {totals}"));
         finish(pollvisor(context, &["-D", "200ms", "-i", "1ms", "--delivery", delivery])?)?;
     }
+    Ok(())
+}
+
+/// Linux goes on without its device, and what that signalled is in the report at the end.
+fn linux(context: &mut Context) -> Result<()> {
+    let (mut monitor, mut log) = (Monitor::open()?, KernelLog::from_now()?);
+    let device = format!("host={},delivery=blocking", context.address(Need::Igb)?);
+    let parameters = "net=igb pings=10 end=button";
+    let mut guest = start("vmlinux", parameters, &["--device", &device])?;
+    guest.says("guest: waits")?;
+    monitor.inject(PORT, FATAL)?;
+    until("word of the error", || Ok(talk().contains(UNCORRECTABLE).then_some(())))?;
+    log.says("device recovery successful")?;
+    guest.signal(Signal::SIGTERM)?;
+    let ended = guest.end()?.with(0)?;
+    let delivered: u64 = ended.delivered().iter().map(|(_, count)| count).sum();
+    let noted = ended.report["machine"]["warnings"].to_string().contains(UNCORRECTABLE);
+    if ended.report["ended"] != "shutdown" || delivered < 10 || !noted {
+        return Err(told(format!("the report: {}", ended.report)));
+    }
+    context.note(format!("it shut down; {delivered} interrupts of the device's are in the report"));
     Ok(())
 }
 
