@@ -9,7 +9,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 /// How long QEMU may take to answer, and the kernel to react.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(10);
 const TURN: Duration = Duration::from_millis(2);
 /// Ends whatever QEMU has of an unfinished command.
 const FLUSH: u8 = 0xff;
