@@ -25,7 +25,7 @@ use vm_memory::GuestMemoryMmap;
 pub enum News {
     /// The host wanted it back.
     WantedBack(String),
-    /// It reported an error that it does not recover from.
+    /// It, or a port above it, reported an error that PCIe does not correct. VFIO does not tell fatal ones from others.
     Failed(String),
     /// A device of its IOMMU group got a driver of the host's: they share a DMA domain.
     Unsafe {
@@ -42,7 +42,10 @@ impl std::fmt::Display for News {
             Self::WantedBack(name) => {
                 write!(f, "{name}: the host wants it back; it was taken from the guest")
             }
-            Self::Failed(name) => write!(f, "{name}: it reported a fatal error; it was taken from the guest"),
+            Self::Failed(name) => write!(
+                f,
+                "{name}: an uncorrectable PCIe error, see the kernel's log; it was taken from the guest"
+            ),
             Self::Unsafe { name, sibling } => write!(
                 f,
                 "{name}: {sibling} of its IOMMU group got a driver of the host's; it was taken from the guest"
@@ -150,7 +153,7 @@ impl Fleet {
     /// # Errors
     /// What did not go as it should; it is closed all the same.
     pub fn detach(&self, device: &Arc<Assigned>) -> Result<bool> {
-        self.inner.detach(|entry| Arc::ptr_eq(&entry.device, device)).unwrap_or(Ok(false))
+        self.inner.detach(|entry| Arc::ptr_eq(&entry.device, device), None).unwrap_or(Ok(false))
     }
 
     /// The devices that are there now.
@@ -179,7 +182,7 @@ impl Drop for Fleet {
         if let Some(thread) = self.thread.take() {
             let _ended = thread.join();
         }
-        while let Some(result) = self.inner.detach(|_| true) {
+        while let Some(result) = self.inner.detach(|_| true, None) {
             if let Err(error) = result {
                 eprintln!("pollvisor: {error}");
             }
@@ -201,12 +204,13 @@ impl Inner {
         Ok(events)
     }
 
-    /// Takes the first device that `which` picks; None: there was none.
-    fn detach(&self, which: impl Fn(&Entry) -> bool) -> Option<Result<bool>> {
+    /// Takes the first device that `which` picks; None: there was none. Whoever finds it gone finds the news of it.
+    fn detach(&self, which: impl Fn(&Entry) -> bool, news: Option<News>) -> Option<Result<bool>> {
         let mut entries = self.entries();
         let at = entries.1.iter().position(which)?;
         let Entry { device, opening, events, .. } = entries.1.remove(at);
         drop(entries);
+        self.news.lock().unwrap_or_else(PoisonError::into_inner).extend(news);
         for event in &events {
             self.epoll.remove(event.as_fd());
         }
@@ -250,12 +254,12 @@ impl Inner {
     }
 
     fn let_go(&self, news: News, which: impl Fn(&Entry) -> bool) {
-        let Some(result) = self.detach(which) else { return };
-        eprintln!("pollvisor: {news}");
+        let text = news.to_string();
+        let Some(result) = self.detach(which, Some(news)) else { return };
+        eprintln!("pollvisor: {text}");
         if let Err(error) = result {
             eprintln!("pollvisor: {error}");
         }
-        self.news.lock().unwrap_or_else(PoisonError::into_inner).push(news);
     }
 
     fn hear(&self) {

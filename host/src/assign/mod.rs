@@ -74,6 +74,10 @@ impl AssignConfig {
 pub struct Assigned {
     name: String,
     slot: OnceLock<u8>,
+    /// Where its vectors are counted.
+    slots: Vec<u32>,
+    /// What control threads had counted when it went, in the order of `slots`.
+    last: OnceLock<Vec<Outcome>>,
     parts: Arc<Parts>,
     host: Host,
     irq_cpus: Option<(Bdf, Vec<usize>)>,
@@ -164,10 +168,13 @@ impl Assigned {
         let mut shown = ConfigSpace::new(&Space(&device, &space), sizes, 0, &options)?;
         let bars = Bars::new(&device, regions, &mut shown, &config.exclude_mmap_bars)?;
         let wiring = Wiring::new(irqs, &mut shown, parts, &config.via)?;
+        let slots = wiring.slots();
         let state = State { wiring, bars, config: shown, space, device, windows: Vec::new(), line };
         Ok(Arc::new_cyclic(|me| Self {
             name: config.name.clone(),
             slot: OnceLock::new(),
+            slots,
+            last: OnceLock::new(),
             parts: parts.clone(),
             host: host.clone(),
             irq_cpus: config.irq_cpus.clone(),
@@ -255,12 +262,10 @@ impl Assigned {
         self.enter()?.wiring.hand_over(vector, via, &self.parts)
     }
 
-    /// The slots that its vectors are counted in.
-    ///
-    /// # Errors
-    /// ENODEV.
-    pub fn slots(&self) -> Result<Vec<u32>> {
-        Ok(self.enter()?.wiring.slots())
+    /// The slots that its vectors are counted in, also when it is gone; INTx's is the last.
+    #[must_use]
+    pub fn slots(&self) -> &[u32] {
+        &self.slots
     }
 
     /// Where each of its vectors goes; none of those that the guest masks or does not use, and of INTx, which is last.
@@ -272,13 +277,16 @@ impl Assigned {
     }
 
     /// What others than pollers made of the signals that are counted in `slot`: control threads and the deferred worker.
-    /// What the kernel's irqfds deliver nobody counts but the guest.
+    /// What the kernel's irqfds deliver nobody counts but the guest. It stays when the device is gone.
     #[must_use]
     pub fn counted(&self, slot: usize) -> Outcome {
         let mut outcome = self.parts.interrupts.slow_path(slot);
-        if let Ok(state) = self.enter() {
-            outcome += state.wiring.counts(slot);
-        }
+        let own = self.slots.iter().position(|own| usize::try_from(*own) == Ok(slot));
+        outcome += own.map_or(Outcome::default(), |at| match self.enter() {
+            Ok(state) => state.wiring.counts(at),
+            // Whoever takes it from the guest is about to say.
+            Err(_) => self.last.wait()[at],
+        });
         outcome
     }
 
@@ -318,6 +326,8 @@ impl Assigned {
         }
         let State { wiring, bars, windows, .. } = &mut *state;
         let (unmapped, result) = wiring.release(bars, &self.parts);
+        let counts = (0..self.slots.len()).map(|at| wiring.counts(at)).collect();
+        let _only_once = self.last.set(counts);
         for (kind, address, size) in windows.drain(..) {
             // It was allocated, so it can be freed.
             let _freed = self.parts.windows().free(kind, address, size);

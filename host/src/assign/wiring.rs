@@ -103,11 +103,10 @@ impl Wiring {
         &self.messages
     }
 
-    /// What control threads made of the signals of the vector that is counted in `slot`.
+    /// What control threads made of a vector's signals; of INTx's, by the last.
     #[must_use]
-    pub fn counts(&self, slot: usize) -> Outcome {
-        let counted = |vector: &&Vector| usize::try_from(vector.slot()) == Ok(slot);
-        self.vectors.iter().find(counted).map(Vector::counts).unwrap_or_default()
+    pub fn counts(&self, vector: usize) -> Outcome {
+        self.vectors.get(vector).map(Vector::counts).unwrap_or_default()
     }
 
     /// Fires a vector by VFIO's loopback.

@@ -174,7 +174,7 @@ fn attach(session: &mut DeviceSession, device: &DeviceArg, via: Via, args: &RunA
     }
     let wanted = args.vectors.and_then(|wanted| u32::try_from(wanted).ok()).unwrap_or(u32::MAX);
     let gates = session.set_up(&assigned, kind, wanted)?;
-    let slots = assigned.slots()?;
+    let slots = assigned.slots();
     let port = if let Via::Poller(port) = &via { Some(port.clone()) } else { None };
     let mut to_kernel = Vec::new();
     if let (Some(poller), Some(_)) = (args.poller.as_ref().filter(|poller| !poller.vectors.is_empty()), &port)

@@ -103,6 +103,7 @@ pub(super) fn run(args: &RunArgs) -> Result<u8> {
             eprint!("{}", GuestReport::new(&attached, &total, &machine, began.elapsed()).table());
         });
     total.add(&session.take_figures());
+    machine.warnings.extend(session.fleet()?.news().iter().map(ToString::to_string));
     let mut report = GuestReport::new(&attached, &total, &machine, began.elapsed());
     report.handed_over(args.hand_over.map(|_| turns.moves()));
     drop((attached, turns));

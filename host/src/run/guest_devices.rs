@@ -37,7 +37,7 @@ impl Attached {
         };
         let device = session.attach(device, via.clone())?;
         // The last is INTx's, which stays where it is.
-        let vectors = device.slots()?.len().saturating_sub(1);
+        let vectors = device.slots().len().saturating_sub(1);
         let mut polled: Vec<usize> = if by == DeliveryArg::Irqfd { vec![] } else { (0..vectors).collect() };
         let given = args.poller.as_ref().map_or(&[][..], |poller| &poller.vectors);
         if !given.is_empty() && by != DeliveryArg::Irqfd {

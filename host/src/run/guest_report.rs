@@ -84,7 +84,7 @@ impl GuestReport {
         let mut of = |attached: &Arc<Attached>| {
             let device = &attached.device;
             let mut messages = device.messages().unwrap_or_default();
-            let slots = device.slots().unwrap_or_default();
+            let slots = device.slots();
             let last = slots.len().saturating_sub(1);
             let vectors = slots.iter().enumerate().map(|(n, slot)| {
                 let slot = usize::try_from(*slot).unwrap_or(usize::MAX);

@@ -221,8 +221,8 @@ impl Guest {
     pub fn ledger(&self, device: &mut InGuest) -> Outcome {
         let figures = self.session.take_figures();
         let (mut polled, mut others) = (Outcome::default(), Outcome::default());
-        for slot in device.assigned.slots().unwrap_or_default() {
-            let slot = usize::try_from(slot).unwrap_or(usize::MAX);
+        for slot in device.assigned.slots() {
+            let slot = usize::try_from(*slot).unwrap_or(usize::MAX);
             polled += figures.ledger.get(slot).copied().unwrap_or_default();
             others += device.assigned.counted(slot);
         }

@@ -5,6 +5,7 @@ pub mod assigned;
 pub mod devices;
 pub mod in_guest;
 pub mod linux;
+pub mod monitor;
 pub mod runner;
 pub mod scenarios;
 pub mod trace;
@@ -40,6 +41,8 @@ pub enum Need {
     Benchmark,
     /// QEMU, to be run in the lab.
     Qemu,
+    /// The monitor of the QEMU that emulates the machine.
+    Monitor,
 }
 
 impl Need {
@@ -59,6 +62,7 @@ impl Need {
             Self::Linux => "a kernel to boot",
             Self::Benchmark => "./pollvisor-bench",
             Self::Qemu => "QEMU in the lab",
+            Self::Monitor => "the emulator's monitor",
         }
     }
 
@@ -72,6 +76,10 @@ impl Need {
             Self::Benchmark => gone(self.name()).map(|why| missing(why, |_| true)),
             Self::Qemu => {
                 (!linux::has_qemu()).then(|| missing("no QEMU beside this program".into(), |_| true))
+            }
+            Self::Monitor => {
+                let told = std::env::var("MONITOR").is_ok();
+                (!told).then(|| missing("no emulator to ask: $MONITOR is not set".into(), |_| true))
             }
             Self::Kvm => gone("/dev/kvm").map(|why| missing(why, |_| true)),
             Self::Group => {
@@ -148,10 +156,18 @@ pub struct Scenario {
 
 /// All of them, in the order in which they run.
 pub fn scenarios() -> impl Iterator<Item = &'static Scenario> {
-    use scenarios::{benchmark, config, dma, guest, hostile, life, linux, motion, refusals, registers};
+    use scenarios::{
+        benchmark, config, dma, errors, guest, hostile, life, linux, motion, refusals, registers,
+    };
     let all = [registers::SCENARIOS, dma::SCENARIOS, guest::SCENARIOS, motion::SCENARIOS, life::SCENARIOS];
     all.into_iter()
-        .chain([config::SCENARIOS, refusals::SCENARIOS, hostile::SCENARIOS, linux::SCENARIOS])
+        .chain([
+            errors::SCENARIOS,
+            config::SCENARIOS,
+            refusals::SCENARIOS,
+            hostile::SCENARIOS,
+            linux::SCENARIOS,
+        ])
         .chain([benchmark::SCENARIOS])
         .flatten()
 }

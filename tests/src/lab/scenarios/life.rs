@@ -154,7 +154,7 @@ fn unbound(context: &mut Context, iommufd: bool) -> Result<()> {
     guest.session.stop()
 }
 
-fn pollvisor(context: &Context, more: &[&str]) -> Result<Child> {
+pub(super) fn pollvisor(context: &Context, more: &[&str]) -> Result<Child> {
     let address = context.address(Need::Igb)?.to_string();
     let mut command = Command::new("./pollvisor");
     command.args(["devices", "test", &address, "--json", "--warm-up", "0"]).args(more);
@@ -163,7 +163,7 @@ fn pollvisor(context: &Context, more: &[&str]) -> Result<Child> {
 }
 
 /// What a run of it says must be a ledger that adds up.
-fn finish(child: Child) -> Result<()> {
+pub(super) fn finish(child: Child) -> Result<()> {
     let output = child.wait_with_output().map_err(|e| Error::os("waiting for ./pollvisor", &e))?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     if !output.status.success() {

@@ -3,6 +3,7 @@
 pub mod benchmark;
 pub mod config;
 pub mod dma;
+pub mod errors;
 pub mod guest;
 pub mod hostile;
 pub mod life;
