@@ -10,3 +10,4 @@ pub mod linux;
 pub mod motion;
 pub mod refusals;
 pub mod registers;
+pub mod sibling;
