@@ -4,11 +4,14 @@
 //! ```text
 //!  sysfs unbind ─► VFIO: request eventfd ─┐
 //!  AER ─► VFIO: error eventfd ────────────┼─► watch ─► release: disable, deafen, unroute, unmap, close ─► the kernel goes on
-//!  uevents ─► core::group's notifier ─────┘
+//!  uevents ─► core::group's notifier ─────┤
+//!  uevents ─► VFIO's own device is gone ──┘
 //! ```
+//! The last is how a driver without a request eventfd is heard, as those of mediated devices are: VFIO takes its own device
+//! out of sysfs first (`vfio_unregister_group_dev`), and then waits until this one is closed.
 
 use super::{AssignConfig, Assigned, Opener, Opening};
-use crate::devices::{Action, DeviceAddress, Heard, Host, Uevent, Uevents};
+use crate::devices::{Action, DeviceAddress, Heard, Host, Uevent, Uevents, last_uevent};
 use crate::error::{Error, Result};
 use crate::platform::Parts;
 use crate::sys::fd::{Epoll, EpollEvent, EventFd};
@@ -57,13 +60,21 @@ impl std::fmt::Display for News {
 #[derive(Debug)]
 struct Entry {
     number: u64,
+    address: DeviceAddress,
     device: Arc<Assigned>,
     opening: Opening,
-    events: [Arc<EventFd>; 2],
+    /// As [`SINGLES`], then the ends of its interrupts, if they are heard here.
+    events: Vec<Arc<EventFd>>,
+    /// Of one that cannot tell that it is wanted back: the last uevent before it was opened.
+    silent_since: Option<u64>,
 }
 
 /// The singles, in the order of [`Entry::events`].
 const SINGLES: [Single; 2] = [Single::Request, Single::Error];
+const FAILED: u64 = 1;
+const ENDED: u64 = 2;
+/// Tokens of one device.
+const TOKENS: u64 = 3;
 const STOP: u64 = u64::MAX;
 const UEVENTS: u64 = u64::MAX - 1;
 
@@ -125,6 +136,7 @@ impl Fleet {
         config: &AssignConfig,
     ) -> Result<Arc<Assigned>> {
         let inner = &self.inner;
+        let last = last_uevent(&inner.host);
         let (file, opening) = inner.opener.open(address, iommufd)?;
         let device = match Assigned::new(file, config, &inner.parts, &inner.host) {
             Ok(device) => device,
@@ -136,15 +148,16 @@ impl Fleet {
         let mut entries = inner.entries();
         entries.0 += 1;
         let number = entries.0;
-        let events = match inner.listen(&device, number) {
-            Ok(events) => events,
+        let (events, tells) = match inner.listen(&device, number) {
+            Ok(heard) => heard,
             Err(error) => {
                 drop(entries);
                 let _first_mistake_counts = inner.close(&device, opening);
                 return Err(error);
             }
         };
-        entries.1.push(Entry { number, device: device.clone(), opening, events });
+        let silent_since = (!tells).then_some(last);
+        entries.1.push(Entry { number, address, device: device.clone(), opening, events, silent_since });
         Ok(device)
     }
 
@@ -195,13 +208,19 @@ impl Inner {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn listen(&self, device: &Assigned, number: u64) -> Result<[Arc<EventFd>; 2]> {
-        let events = [Arc::new(EventFd::new()?), Arc::new(EventFd::new()?)];
-        for ((event, single), place) in events.iter().zip(SINGLES).zip(0..) {
-            self.epoll.add(event.as_fd(), number * 2 + place)?;
-            let _it_can = device.listen(single, event)?;
+    /// And whether it can tell that it is wanted back.
+    fn listen(&self, device: &Assigned, number: u64) -> Result<(Vec<Arc<EventFd>>, bool)> {
+        let (mut events, mut tells) = (Vec::new(), [false; SINGLES.len()]);
+        for (single, it_can) in SINGLES.into_iter().zip(&mut tells) {
+            let event = Arc::new(EventFd::new()?);
+            *it_can = device.listen(single, &event)?;
+            events.push(event);
         }
-        Ok(events)
+        events.extend(device.ends()?);
+        for (event, place) in events.iter().zip(0..) {
+            self.epoll.add(event.as_fd(), number * TOKENS + place)?;
+        }
+        Ok((events, tells[0]))
     }
 
     /// Takes the first device that `which` picks; None: there was none. Whoever finds it gone finds the news of it.
@@ -240,17 +259,37 @@ impl Inner {
 
     /// A device's own event.
     fn called(&self, token: u64) {
-        let (number, failed) = (token / 2, token % 2 == 1);
-        let name = {
+        let (number, place) = (token / TOKENS, token % TOKENS);
+        let device = {
             let entries = self.entries();
             let Some(entry) = entries.1.iter().find(|entry| entry.number == number) else { return };
-            if entry.events[usize::from(failed)].take() == 0 {
+            let event = usize::try_from(place).ok().and_then(|place| entry.events.get(place));
+            if event.is_none_or(|event| event.take() == 0) {
                 return;
             }
-            entry.device.name().to_string()
+            entry.device.clone()
         };
-        let news = if failed { News::Failed(name) } else { News::WantedBack(name) };
+        let name = device.name().to_string();
+        let news = match place {
+            ENDED => return device.unmask(),
+            FAILED => News::Failed(name),
+            _ => News::WantedBack(name),
+        };
+        drop(device);
         self.let_go(news, |entry| entry.number == number);
+    }
+
+    /// VFIO's own device of one that cannot tell is gone: `…/NAME/vfio-dev/vfioN`.
+    fn unregistered(&self, event: &Uevent) {
+        let name = event.devpath.rsplit('/').nth(2).unwrap_or_default();
+        let wanted = |entry: &Entry| {
+            entry.address.to_string() == name && entry.silent_since.is_some_and(|since| event.number > since)
+        };
+        let found =
+            self.entries().1.iter().find(|entry| wanted(entry)).map(|entry| entry.device.name().to_string());
+        if let Some(name) = found {
+            self.let_go(News::WantedBack(name), wanted);
+        }
     }
 
     fn let_go(&self, news: News, which: impl Fn(&Entry) -> bool) {
@@ -282,8 +321,10 @@ impl Inner {
     }
 
     fn told(&self, event: &Uevent) {
-        if !matches!(event.subsystem.as_deref(), Some("pci" | "mdev")) {
-            return;
+        match (event.subsystem.as_deref(), event.action) {
+            (Some("pci" | "mdev"), _) => {}
+            (Some("vfio-dev"), Action::Remove) => return self.unregistered(event),
+            _ => return,
         }
         let Some((_, name)) = event.devpath.rsplit_once('/') else { return };
         let change = match event.action {

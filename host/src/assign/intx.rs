@@ -4,6 +4,8 @@
 //!  device ─► VFIO: mask, eventfd ─► irqfd ─► I/O APIC pin up ─► guest ─► EOI ─► pin down, resample eventfd ─► VFIO: unmask
 //!                    ▲───────────────────────────────── still asserted: fires again ─────────────────────────────┘
 //! ```
+//! A device that cannot be unmasked by an eventfd, as many mediated ones, is unmasked by the fleet's thread, which hears it.
+//!
 //! The end of interrupt is the guest's own. With the chips in the kernel only a resampling irqfd of the kernel's hears
 //! of it; with ours, only a lane's.
 

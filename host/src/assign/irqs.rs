@@ -140,10 +140,18 @@ impl Irqs {
         result.map(drop)
     }
 
+    /// Unmasks INTx.
+    ///
+    /// # Errors
+    /// When it is not set up as that; the kernel's.
+    pub fn unmask(&self) -> Result<()> {
+        self.request(Kind::Intx.index(), 0, 1, IrqAction::Unmask, IrqData::None).map(drop)
+    }
+
     /// Lets `event` unmask INTx whenever it is signalled.
     ///
     /// # Errors
-    /// The kernel's.
+    /// ENOTTY from a driver that cannot, as many of mediated devices; the kernel's.
     pub fn unmask_by(&self, event: &EventFd) -> Result<()> {
         let data = [Some(event.as_fd())];
         self.request(Kind::Intx.index(), 0, 1, IrqAction::Unmask, IrqData::Events(&data)).map(drop)

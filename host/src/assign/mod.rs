@@ -314,6 +314,31 @@ impl Assigned {
         self.enter()?.wiring.listen(single, event)
     }
 
+    /// Signalled at each end of an interrupt after which [`unmask`](Self::unmask) is due; none: the kernel does that.
+    ///
+    /// # Errors
+    /// ENODEV.
+    pub fn ends(&self) -> Result<Option<Arc<EventFd>>> {
+        Ok(self.enter()?.wiring.ends().cloned())
+    }
+
+    /// Unmasks its line. One that is gone has none.
+    pub fn unmask(&self) {
+        if let Ok(mut state) = self.enter()
+            && let Err(error) = state.wiring.unmask()
+        {
+            self.complain(&error);
+        }
+    }
+
+    /// How often [`unmask`](Self::unmask) did.
+    ///
+    /// # Errors
+    /// ENODEV.
+    pub fn unmasked(&self) -> Result<u64> {
+        Ok(self.enter()?.wiring.unmasked())
+    }
+
     /// Takes it out of the guest, in the one order, and closes it: the guest reads ones there from now on. The token for
     /// the steps that are left, for the one who did.
     ///

@@ -119,6 +119,11 @@ impl Opener {
                 .remedy("switch the IOMMU on (firmware; intel_iommu=on), enable_unsafe_noiommu_mode off"));
         }
         let Some(number) = paths.group else {
+            if let DeviceAddress::Mdev(uuid) = address {
+                return Err(told(Error::new("no driver has it any more")).remedy(format!(
+                    "pollvisor mdev remove {uuid}, and create another: a mediated device gets its driver when it is created"
+                )));
+            }
             return Err(told(Error::new("it is in no IOMMU group: the host has no IOMMU, or it is off"))
                 .remedy("switch the IOMMU on (firmware; intel_iommu=on), then restart the host"));
         };

@@ -29,6 +29,8 @@ pub struct Wiring {
     /// Where each vector goes; none while it is masked.
     messages: Vec<Option<Msi>>,
     intx: Option<Intx>,
+    /// Of a device that no eventfd unmasks: how often it was unmasked here.
+    unmasked: Option<u64>,
     stage: Stage,
 }
 
@@ -62,7 +64,7 @@ impl Wiring {
             let _given_back = parts.routes.free(&reserved);
         })?;
         let messages = vec![None; vectors.len()];
-        Ok(Self { irqs, vectors, messages, intx: None, stage: Stage::Opened(Opened::new()) })
+        Ok(Self { irqs, vectors, messages, intx: None, unmasked: None, stage: Stage::Opened(Opened::new()) })
     }
 
     /// How often triggers were set since the device was opened.
@@ -135,6 +137,31 @@ impl Wiring {
     /// The kernel's.
     pub fn listen(&mut self, single: Single, event: &Arc<EventFd>) -> Result<bool> {
         self.irqs.listen(single, event)
+    }
+
+    /// Signalled at each end of an interrupt after which [`unmask`](Self::unmask) is due; none: the kernel does that.
+    #[must_use]
+    pub fn ends(&self) -> Option<&Arc<EventFd>> {
+        self.unmasked.and(self.intx.as_ref()).map(Intx::unmask)
+    }
+
+    /// How often the line was unmasked here.
+    #[must_use]
+    pub fn unmasked(&self) -> u64 {
+        self.unmasked.unwrap_or(0)
+    }
+
+    /// Unmasks the line, if it is set up.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn unmask(&mut self) -> Result<()> {
+        if self.irqs.set_up() != IrqType::Is(Kind::Intx) {
+            return Ok(());
+        }
+        self.irqs.unmask()?;
+        self.unmasked = self.unmasked.map(|count| count + 1);
+        Ok(())
     }
 
     /// Brings what waits for masked vectors among `range` into their pending bits.
@@ -289,7 +316,13 @@ impl Wiring {
     fn set_irqs(&mut self, kind: Kind, wanted: usize) -> Result<()> {
         if let (Some(intx), Kind::Intx) = (&self.intx, kind) {
             self.irqs.enable(kind, std::slice::from_ref(intx.event()))?;
-            return self.irqs.unmask_by(intx.unmask());
+            return match self.irqs.unmask_by(intx.unmask()) {
+                Err(error) if error.errno() == Some(libc::ENOTTY) => {
+                    self.unmasked = self.unmasked.or(Some(0));
+                    Ok(())
+                }
+                unmasked => unmasked,
+            };
         }
         // All at once where the kernel cannot add any later: a new set-up would lose what fires meanwhile.
         let first = if self.irqs.can_grow(kind) { 1 } else { wanted };

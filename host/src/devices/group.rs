@@ -50,6 +50,9 @@ pub struct Member {
     pub driver: Option<String>,
     /// Its class, of a PCI function.
     pub class: Option<Class>,
+    /// Whether it is a mediated device. Whatever its driver is called, it is VFIO's.
+    #[serde(skip)]
+    pub mediated: bool,
 }
 
 impl Member {
@@ -66,7 +69,7 @@ impl Member {
         match self.driver.as_deref() {
             None | Some("pci-stub") => true,
             Some("pcieport") => self.class.is_some_and(Class::is_pci_bridge),
-            Some(driver) => is_vfio(driver),
+            Some(driver) => self.mediated || is_vfio(driver),
         }
     }
 }
@@ -82,7 +85,8 @@ pub fn members(host: &Host, group: u32) -> Vec<Member> {
     let folder = host.sys.join(format!("kernel/iommu_groups/{group}/devices"));
     let member = |name: String| {
         let node = folder.join(&name);
-        Member { driver: driver(&node), class: class(&node), name }
+        let mediated = sysfs::link_name(node.join("subsystem")).as_deref() == Some("mdev");
+        Member { driver: driver(&node), class: class(&node), mediated, name }
     };
     sysfs::names(&folder).into_iter().map(member).collect()
 }
@@ -144,6 +148,13 @@ mod tests {
             assert_eq!(member.is_viable(), viable, "{address}");
         }
         assert_eq!(members(&fixture.host, 7).len(), 9);
+        let node = fixture.folder("sys/devices/virtual/mtty/mtty/83b8f4f2-509f-382f-3c1e-e6bfe0fa1001");
+        fixture.link("sys/kernel/iommu_groups/9/devices/83b8f4f2-509f-382f-3c1e-e6bfe0fa1001", &node);
+        std::os::unix::fs::symlink(fixture.folder("sys/bus/mdev/drivers/mtty"), node.join("driver"))
+            .expect("a link");
+        assert!(!super::members(&fixture.host, 9)[0].is_viable(), "a driver that nobody knows");
+        std::os::unix::fs::symlink(fixture.folder("sys/bus/mdev"), node.join("subsystem")).expect("a link");
+        assert!(super::members(&fixture.host, 9)[0].is_viable());
         assert!(members(&fixture.host, 8).is_empty());
     }
 }

@@ -88,8 +88,8 @@ pub fn devices(host: &Host) -> Vec<Mdev> {
 /// Has `parent` make a device of the type `id`, named `uuid` or else by a random UUID; its name.
 ///
 /// # Errors
-/// The kernel's: EEXIST for a UUID in use, EUSERS without instances left, ENODEV when the parent is not there or is
-/// going. EINVAL for what is not a UUID.
+/// The kernel's: EEXIST for a UUID in use, EUSERS or ENOSPC without instances left, as the parent's driver says it, ENODEV
+/// when the parent is not there or is going. EINVAL for what is not a UUID.
 pub fn create(host: &Host, parent: &str, id: &str, uuid: Option<&str>) -> Result<Uuid> {
     create_with(host, parent, id, uuid, &mut sysfs::write)
 }
@@ -121,9 +121,14 @@ fn create_with(host: &Host, parent: &str, id: &str, uuid: Option<&str>, write: W
     let path =
         host.sys.join("class/mdev_bus").join(parent).join("mdev_supported_types").join(id).join("create");
     put(&path, &uuid.to_string(), write).map_err(|error| {
+        const NONE_LEFT: &str = "remove a mediated device of this parent first: no instances are left";
+        // Of a parent that went between the look and the write, nothing is there to be written to.
+        let gone = || os(format!("{parent} makes no mediated devices any more"), libc::ENODEV);
+        let error = if error.errno() == Some(libc::ENOENT) { gone() } else { error };
         error
             .remedy_for(libc::EEXIST, "choose another UUID: a mediated device has this one")
-            .remedy_for(libc::EUSERS, "remove a mediated device of this parent first: no instances are left")
+            .remedy_for(libc::EUSERS, NONE_LEFT)
+            .remedy_for(libc::ENOSPC, NONE_LEFT)
             .remedy_for(libc::ENODEV, "the parent is going away: wait for its driver to come back")
             .remedy_for(libc::EINVAL, "the driver refuses: the kernel may say why (dmesg)")
     })?;
@@ -137,9 +142,23 @@ fn remove_with(host: &Host, uuid: &str, write: Write<'_>) -> Result<Uuid> {
     if !node.is_dir() {
         return Err(paths::missing(address));
     }
-    put(&node.join("remove"), "1", write).map_err(|error| {
+    let busy = || os(format!("{address} is being made or removed"), libc::EAGAIN);
+    // The kernel makes this link last and takes it away first. Before it is there, `remove` would answer EAGAIN and be gone
+    // all the same (`remove_store`): nobody could remove the device any more.
+    let removed =
+        if node.join("mdev_type").is_symlink() { put(&node.join("remove"), "1", write) } else { Err(busy()) };
+    removed.map_err(|error| {
+        let error = match error.errno() {
+            // Somebody else's removal took it, which may wait for a VMM.
+            Some(libc::ENOENT | libc::EAGAIN) if node.is_dir() => busy(),
+            Some(libc::ENOENT | libc::EAGAIN) => return paths::missing(address),
+            _ => error,
+        };
         error
-            .remedy_for(libc::EAGAIN, "it is being made or removed: try again when that is over")
+            .remedy_for(
+                libc::EAGAIN,
+                "try again when that is over; a removal waits until the VMM that has it gives it back",
+            )
             .remedy_for(libc::ENODEV, "it is gone already")
             .remedy_for(libc::EBUSY, "stop the VMM that has it")
     })?;
@@ -246,6 +265,7 @@ mod tests {
         for (errno, word) in [
             (libc::EEXIST, "another UUID"),
             (libc::EUSERS, "no instances are left"),
+            (libc::ENOSPC, "no instances are left"),
             (libc::ENODEV, "going away"),
             (libc::EACCES, "root"),
         ] {
@@ -260,6 +280,21 @@ mod tests {
             assert_eq!(error.errno(), Some(errno));
             assert!(error.to_string().contains(word), "{error}");
         }
+    }
+
+    #[test]
+    fn one_that_comes_or_goes_is_not_written_to() {
+        let (fixture, at) = parent();
+        device(&fixture, &at);
+        let gone = |_: &Path, _: &str| Err(std::io::Error::from_raw_os_error(libc::ENOENT));
+        let error =
+            remove_with(&fixture.host, UUID, &mut { gone }).expect_err("another's removal took the file");
+        assert_eq!(error.errno(), Some(libc::EAGAIN), "{error}");
+        std::fs::remove_file(fixture.path(&format!("{at}/{UUID}/mdev_type"))).expect("the link");
+        let error = remove_with(&fixture.host, UUID, &mut |_, _| panic!("a write")).expect_err("half there");
+        assert_eq!(error.errno(), Some(libc::EAGAIN), "{error}");
+        let error = create_with(&fixture.host, PARENT, "i915-GVTg_V5_4", Some(UUID), &mut { gone });
+        assert_eq!(error.expect_err("the parent is gone").errno(), Some(libc::ENODEV));
     }
 
     #[test]

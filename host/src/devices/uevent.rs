@@ -1,5 +1,6 @@
 //! The kernel's news of devices (`kobject_uevent_env`), by a netlink socket.
 
+use super::{Host, sysfs};
 use crate::error::{Error, Result};
 use crate::pci::Bdf;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_KOBJECT_UEVENT};
@@ -39,6 +40,8 @@ pub struct Uevent {
     pub pci_slot: Option<Bdf>,
     /// Its driver.
     pub driver: Option<String>,
+    /// The number of this piece of news; 0 when not said.
+    pub number: u64,
 }
 
 /// What [`Uevents::next`] heard.
@@ -56,6 +59,12 @@ const KERNEL: u32 = 1;
 const LONGEST: usize = 8192;
 /// Bytes of news that may wait, as far as `net.core.rmem_max` allows.
 const BUFFER: libc::c_int = 1 << 20;
+
+/// The number of the last piece of news there was; 0 when the kernel does not say.
+#[must_use]
+pub fn last(host: &Host) -> u64 {
+    sysfs::number(host.sys.join("kernel/uevent_seqnum")).unwrap_or(0)
+}
 
 /// A listener.
 #[derive(Debug)]
@@ -129,12 +138,13 @@ pub fn parse(message: &[u8]) -> Option<Uevent> {
         return None;
     }
     let devpath = devpath.to_string();
-    let mut event = Uevent { action, devpath, subsystem: None, pci_slot: None, driver: None };
+    let mut event = Uevent { action, devpath, subsystem: None, pci_slot: None, driver: None, number: 0 };
     for (key, value) in parts.filter_map(|part| part.split_once('=')) {
         match key {
             "SUBSYSTEM" => event.subsystem = Some(value.to_string()),
             "PCI_SLOT_NAME" => event.pci_slot = value.parse().ok(),
             "DRIVER" => event.driver = Some(value.to_string()),
+            "SEQNUM" => event.number = value.parse().unwrap_or(0),
             _ => {}
         }
     }
@@ -157,6 +167,7 @@ mod tests {
             subsystem: Some("pci".into()),
             pci_slot: "01:00.0".parse().ok(),
             driver: Some("vfio-pci".into()),
+            number: 1234,
         };
         assert_eq!(parse(BIND), Some(expected));
     }

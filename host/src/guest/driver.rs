@@ -93,6 +93,15 @@ impl<'a> Driver<'a> {
         Ok(low & !0xf | high << 32)
     }
 
+    /// Where a BAR of ports is, by its register; none: it is of memory.
+    ///
+    /// # Errors
+    /// Those of the puppet.
+    pub fn ports(&self, index: u8) -> Result<Option<u16>> {
+        let low = self.config(BAR0 + 4 * u16::from(index), 4)?;
+        Ok(u16::try_from(low & !3).ok().filter(|_| low & 1 != 0))
+    }
+
     /// Where a capability is; none when the function does not have it.
     ///
     /// # Errors

@@ -33,6 +33,8 @@ pub enum Need {
     Iommufd,
     /// The chipset's disk controller and SMBus, in one IOMMU group.
     Group,
+    /// A host driver that may join a group in use.
+    Sibling,
     /// A machine whose IOMMU is off.
     NoIommu,
     /// A kernel and an initramfs to boot.
@@ -58,6 +60,7 @@ impl Need {
             Self::Kvm => "/dev/kvm",
             Self::Iommufd => "/dev/iommu",
             Self::Group => "two devices in one IOMMU group",
+            Self::Sibling => "lab-sibling",
             Self::NoIommu => "an IOMMU that is off",
             Self::Linux => "a kernel to boot",
             Self::Benchmark => "./pollvisor-bench",
@@ -90,6 +93,11 @@ impl Need {
                 let apart = disks.is_none() || disks != bus;
                 apart.then(|| missing("no 0000:00:1f.2 and .3 in one group".into(), |_| true))
             }
+            // Of the lab's kernels one has it.
+            Self::Sibling => {
+                let why = || format!("no module {} for this kernel", self.name());
+                (!has_module(self.name())).then(|| missing(why(), |kernel| kernel == "iommufd"))
+            }
             Self::NoIommu => {
                 let groups = std::fs::read_dir("/sys/kernel/iommu_groups").map_or(0, Iterator::count);
                 (groups > 0).then(|| missing("the IOMMU is on".into(), |_| false))
@@ -105,6 +113,13 @@ impl Need {
             .map_err(|_| Error::new(format!("no {} device: ${variable} is not set", self.name())))?;
         text.parse().map_err(|error| Error::new(format!("${variable}: {error}")))
     }
+}
+
+/// Whether this kernel has a module, loaded or not.
+fn has_module(name: &str) -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let list = std::fs::read_to_string(format!("/lib/modules/{}/modules.dep", release.trim()));
+    list.is_ok_and(|list| list.contains(&format!("/{name}.ko")))
 }
 
 /// Something a scenario needs is not here.
@@ -157,18 +172,12 @@ pub struct Scenario {
 /// All of them, in the order in which they run.
 pub fn scenarios() -> impl Iterator<Item = &'static Scenario> {
     use scenarios::{
-        benchmark, config, dma, errors, guest, hostile, life, linux, motion, refusals, registers,
+        benchmark, config, dma, errors, guest, hostile, life, linux, motion, refusals, registers, sibling,
     };
     let all = [registers::SCENARIOS, dma::SCENARIOS, guest::SCENARIOS, motion::SCENARIOS, life::SCENARIOS];
     all.into_iter()
-        .chain([
-            errors::SCENARIOS,
-            config::SCENARIOS,
-            refusals::SCENARIOS,
-            hostile::SCENARIOS,
-            linux::SCENARIOS,
-        ])
-        .chain([benchmark::SCENARIOS])
+        .chain([errors::SCENARIOS, sibling::SCENARIOS, config::SCENARIOS, refusals::SCENARIOS])
+        .chain([hostile::SCENARIOS, linux::SCENARIOS, benchmark::SCENARIOS])
         .flatten()
 }
 

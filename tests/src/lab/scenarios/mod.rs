@@ -11,3 +11,4 @@ pub mod linux;
 pub mod motion;
 pub mod refusals;
 pub mod registers;
+pub mod sibling;
