@@ -30,6 +30,8 @@ pub enum Need {
     Kvm,
     /// `/dev/iommu` and VFIO's devices as files.
     Iommufd,
+    /// mtty, the kernel's sample parent of mediated devices.
+    Mtty,
     /// The chipset's disk controller and SMBus, in one IOMMU group.
     Group,
     /// A machine whose IOMMU is off.
@@ -54,6 +56,7 @@ impl Need {
             Self::Ivshmem => "ivshmem",
             Self::Kvm => "/dev/kvm",
             Self::Iommufd => "/dev/iommu",
+            Self::Mtty => "mtty",
             Self::Group => "two devices in one IOMMU group",
             Self::NoIommu => "an IOMMU that is off",
             Self::Linux => "a kernel to boot",
@@ -68,6 +71,13 @@ impl Need {
         match self {
             // Of the lab's kernels one has it.
             Self::Iommufd => gone("/dev/iommu").map(|why| missing(why, |kernel| kernel == "iommufd")),
+            Self::Mtty => {
+                let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+                let modules = std::fs::read_to_string(format!("/lib/modules/{}/modules.dep", kernel.trim()));
+                let there = modules.is_ok_and(|modules| modules.contains("/mtty.ko"));
+                let why = || missing("no module mtty for this kernel".into(), |kernel| kernel == "iommufd");
+                (!there).then(why)
+            }
             Self::Linux => linux::files().err().map(|why| missing(why, |_| true)),
             Self::Benchmark => gone(self.name()).map(|why| missing(why, |_| true)),
             Self::Qemu => {
@@ -148,11 +158,11 @@ pub struct Scenario {
 
 /// All of them, in the order in which they run.
 pub fn scenarios() -> impl Iterator<Item = &'static Scenario> {
-    use scenarios::{benchmark, config, dma, guest, hostile, life, linux, motion, refusals, registers};
+    use scenarios::{benchmark, config, dma, guest, hostile, life, linux, mdev, motion, refusals, registers};
     let all = [registers::SCENARIOS, dma::SCENARIOS, guest::SCENARIOS, motion::SCENARIOS, life::SCENARIOS];
     all.into_iter()
         .chain([config::SCENARIOS, refusals::SCENARIOS, hostile::SCENARIOS, linux::SCENARIOS])
-        .chain([benchmark::SCENARIOS])
+        .chain([mdev::SCENARIOS, benchmark::SCENARIOS])
         .flatten()
 }
 
