@@ -72,7 +72,7 @@ pub const SCENARIOS: &[Scenario] = &[
 ];
 
 /// Raises by each way.
-const RAISES: u64 = 300;
+const RAISES: u64 = 200;
 const PATIENCE: Duration = Duration::from_secs(5);
 const PARENT: &str = "mtty";
 /// One port; what the parent has 24 of.

@@ -164,7 +164,7 @@ pub(super) fn against_the_parent(context: &mut Context) -> Result<()> {
         let (host, stop) = (&host, &stop);
         let makers = [(); 2].map(|()| scope.spawn(move || makes_and_removes(host, stop)));
         let (began, mut cycles, mut result) = (Instant::now(), 0, Ok(true));
-        while began.elapsed() < Duration::from_secs(6) && matches!(result, Ok(true)) {
+        while began.elapsed() < Duration::from_secs(4) && matches!(result, Ok(true)) {
             sleep(Duration::from_millis(20));
             result = unload().and_then(|went| load().map(|()| went));
             cycles += 1;
