@@ -86,7 +86,10 @@ pub fn vfio_path(host: &Host, address: impl Into<DeviceAddress>) -> Result<VfioP
         .into_iter()
         .find(|name| name.trim_start_matches("noiommu-").starts_with("vfio"));
     let has_cdev = |name: &&String| node.join("vfio-dev").join(name).join("dev").exists();
-    let group_name = sysfs::read(node.join("iommu_group/name"));
+    // The group of a mediated device has that name as well (`vfio_noiommu_group_alloc`): what its DMA reaches is its parent's
+    // driver's business.
+    let is_mediated = matches!(address, DeviceAddress::Mdev(_));
+    let group_name = sysfs::read(node.join("iommu_group/name")).filter(|_| !is_mediated);
     Ok(VfioPaths {
         group,
         cdev: name.as_ref().filter(has_cdev).map(|name| host.dev.join("vfio/devices").join(name)),
@@ -149,6 +152,8 @@ mod tests {
         assert_eq!(error.errno(), Some(libc::ENODEV));
         fixture.link(&format!("sys/bus/mdev/devices/{text}"), &fixture.folder("sys/devices/virtual/mtty/x"));
         fixture.link("sys/devices/virtual/mtty/x/iommu_group", &fixture.folder("sys/kernel/iommu_groups/9"));
-        assert_eq!(vfio_path(&fixture.host, uuid).expect("paths").group, Some(9));
+        fixture.file("sys/kernel/iommu_groups/9/name", "vfio-noiommu\n");
+        let paths = VfioPaths { group: Some(9), cdev: None, noiommu: false };
+        assert_eq!(vfio_path(&fixture.host, uuid), Ok(paths));
     }
 }

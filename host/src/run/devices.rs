@@ -21,12 +21,15 @@ use pollvisor_core::line::Kind;
 use pollvisor_core::route::Irqchip;
 use std::io::IsTerminal;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 const STAGES: [Stage; 4] = Stage::ALL;
 /// Vectors of a device whose configuration space an ordinary user cannot read whole.
 const UNKNOWN: usize = 2048;
+/// Vectors of a mediated device, of which sysfs says nothing. No driver in Linux makes one with more than a few, and each
+/// vector's histograms take 0.1 MB.
+const MEDIATED: usize = 256;
 /// Pollers, in the order in which they are started.
 const POLLED: usize = 0;
 
@@ -40,6 +43,23 @@ struct Vector {
     port: Option<Arc<Port>>,
     /// Whether the kernel delivers it, at times or always.
     kernel: bool,
+    /// Of a line that is unmasked here: how often it has to have been before it can fire again. What it is asked to fire
+    /// before, the device drops.
+    unmasked: Option<AtomicU64>,
+}
+
+impl Vector {
+    /// Waits until its line can fire.
+    fn wait_for_line(&self, stop: &AtomicBool) {
+        let Some(wanted) = &self.unmasked else { return };
+        let (wanted, began) = (wanted.fetch_add(1, Ordering::Relaxed), Instant::now());
+        while self.device.unmasked().is_ok_and(|now| now < wanted)
+            && !stop.load(Ordering::Relaxed)
+            && began.elapsed() < SETTLE
+        {
+            std::thread::sleep(Duration::from_micros(50));
+        }
+    }
 }
 
 /// Runs it.
@@ -152,7 +172,7 @@ pub(super) fn no_device_twice(args: &RunArgs) -> Result<()> {
 
 /// As many vectors as a device can have, its line included.
 pub(super) fn budget(host: &Host, device: &DeviceArg) -> usize {
-    let DeviceAddress::Pci(address) = device.address else { return UNKNOWN + 1 };
+    let DeviceAddress::Pci(address) = device.address else { return MEDIATED + 1 };
     let listed = devices::list(host).unwrap_or_default();
     let found = listed.iter().find(|listed| listed.address == address);
     let vectors = found.and_then(|found| Some(found.msix_vectors?.max(found.msi_vectors?)));
@@ -176,6 +196,8 @@ fn attach(session: &mut DeviceSession, device: &DeviceArg, via: Via, args: &RunA
     let gates = session.set_up(&assigned, kind, wanted)?;
     let slots = assigned.slots();
     let port = if let Via::Poller(port) = &via { Some(port.clone()) } else { None };
+    let is_unmasked_here = kind == Kind::Intx && assigned.ends()?.is_some();
+    let unmasked = assigned.unmasked()?;
     let mut to_kernel = Vec::new();
     if let (Some(poller), Some(_)) = (args.poller.as_ref().filter(|poller| !poller.vectors.is_empty()), &port)
     {
@@ -195,6 +217,7 @@ fn attach(session: &mut DeviceSession, device: &DeviceArg, via: Via, args: &RunA
             gate,
             port: port.clone().filter(|_| kind != Kind::Intx && !handed),
             kernel: port.is_none() || args.hand_over.is_some() || handed,
+            unmasked: is_unmasked_here.then(|| AtomicU64::new(unmasked)),
         }
     };
     Ok((0..).zip(gates).map(vector).collect())
@@ -313,6 +336,7 @@ impl Run<'_> {
             if stop.load(Ordering::Relaxed) || next >= end {
                 break;
             }
+            vector.wait_for_line(stop);
             handlers.look(n, &mut figures);
             handlers.announce(n);
             let port = vector.port.as_ref().filter(|_| !vector.kernel);

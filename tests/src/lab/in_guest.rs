@@ -64,7 +64,14 @@ pub struct InGuest {
 pub struct Hands<'a> {
     puppet: &'a Puppet,
     driver: Driver<'a>,
-    bars: [Option<u64>; 6],
+    bars: [Option<Bar>; 6],
+}
+
+/// Where the guest finds one.
+#[derive(Debug, Clone, Copy)]
+enum Bar {
+    Memory(u64),
+    Ports(u16),
 }
 
 impl Guest {
@@ -124,7 +131,21 @@ impl Guest {
         via: Via,
         iommufd: bool,
     ) -> Result<Option<InGuest>> {
-        let mut device = DeviceArg::from(DeviceAddress::Pci(context.address(need)?));
+        self.attach_at(context.address(need)?.into(), (kind, vectors), via, iommufd)
+    }
+
+    /// The same, wherever it is.
+    ///
+    /// # Errors
+    /// What is in the way.
+    pub fn attach_at(
+        &mut self,
+        address: DeviceAddress,
+        (kind, vectors): (Kind, u16),
+        via: Via,
+        iommufd: bool,
+    ) -> Result<Option<InGuest>> {
+        let mut device = DeviceArg::from(address);
         device.iommufd = Some(iommufd);
         let assigned = self.session.attach(&device, via)?;
         let id = self.session.driver(&assigned).config(0, 4)?.to_le_bytes();
@@ -155,8 +176,9 @@ impl Guest {
         }
         let gates = self.session.set_up(&assigned, core_kind, u32::from(wanted))?;
         let mut device = InGuest { assigned, driver, kind, gates, memory, counted: Outcome::default() };
-        if kind == Kind::Intx {
-            let (register, value) = device.driver.silence();
+        if kind == Kind::Intx
+            && let Some((register, value)) = device.driver.silence()
+        {
             let bar = self.session.driver(&device.assigned).bar(0)?;
             let (vcpu, gate) = device.gates[0];
             self.session.guest().acknowledge_in_handler(vcpu, gate, bar + register, value)?;
@@ -237,21 +259,36 @@ impl Guest {
 }
 
 impl Hands<'_> {
-    fn address(&mut self, bar: u8, offset: u64) -> u64 {
-        let known = &mut self.bars[usize::from(bar)];
-        *known.get_or_insert_with(|| self.driver.bar(bar).expect("the guest reads its BAR")) + offset
+    fn place(&mut self, bar: u8, offset: u64) -> Bar {
+        let driver = self.driver;
+        let place = *self.bars[usize::from(bar)].get_or_insert_with(|| {
+            match driver.ports(bar).expect("the guest reads its BAR") {
+                Some(ports) => Bar::Ports(ports),
+                None => Bar::Memory(driver.bar(bar).expect("the guest reads its BAR")),
+            }
+        });
+        match place {
+            Bar::Memory(address) => Bar::Memory(address + offset),
+            Bar::Ports(first) => Bar::Ports(first + u16::try_from(offset).expect("a BAR of ports is small")),
+        }
     }
 }
 
 impl Access for Hands<'_> {
     fn read(&mut self, bar: u8, offset: u64, size: u8) -> u64 {
-        let address = self.address(bar, offset);
-        self.puppet.read(address, size.into()).expect("the guest reads a register")
+        let value = match self.place(bar, offset) {
+            Bar::Memory(address) => self.puppet.read(address, size.into()),
+            Bar::Ports(port) => self.puppet.port_read(port, size.into()),
+        };
+        value.expect("the guest reads a register")
     }
 
     fn write(&mut self, bar: u8, offset: u64, size: u8, value: u64) {
-        let address = self.address(bar, offset);
-        self.puppet.write(address, size.into(), value).expect("the guest writes a register");
+        let written = match self.place(bar, offset) {
+            Bar::Memory(address) => self.puppet.write(address, size.into(), value),
+            Bar::Ports(port) => self.puppet.port_write(port, size.into(), value),
+        };
+        written.expect("the guest writes a register");
     }
 
     fn read_memory(&mut self, address: u64, data: &mut [u8]) {

@@ -31,6 +31,8 @@ pub enum Need {
     Kvm,
     /// `/dev/iommu` and VFIO's devices as files.
     Iommufd,
+    /// mtty, the kernel's sample parent of mediated devices.
+    Mtty,
     /// The chipset's disk controller and SMBus, in one IOMMU group.
     Group,
     /// A host driver that may join a group in use.
@@ -59,6 +61,7 @@ impl Need {
             Self::Ivshmem => "ivshmem",
             Self::Kvm => "/dev/kvm",
             Self::Iommufd => "/dev/iommu",
+            Self::Mtty => "mtty",
             Self::Group => "two devices in one IOMMU group",
             Self::Sibling => "lab-sibling",
             Self::NoIommu => "an IOMMU that is off",
@@ -93,8 +96,8 @@ impl Need {
                 let apart = disks.is_none() || disks != bus;
                 apart.then(|| missing("no 0000:00:1f.2 and .3 in one group".into(), |_| true))
             }
-            // Of the lab's kernels one has it.
-            Self::Sibling => {
+            // These, too.
+            Self::Mtty | Self::Sibling => {
                 let why = || format!("no module {} for this kernel", self.name());
                 (!has_module(self.name())).then(|| missing(why(), |kernel| kernel == "iommufd"))
             }
@@ -172,12 +175,13 @@ pub struct Scenario {
 /// All of them, in the order in which they run.
 pub fn scenarios() -> impl Iterator<Item = &'static Scenario> {
     use scenarios::{
-        benchmark, config, dma, errors, guest, hostile, life, linux, motion, refusals, registers, sibling,
+        benchmark, config, dma, errors, guest, hostile, life, linux, mdev, motion, refusals, registers,
+        sibling,
     };
     let all = [registers::SCENARIOS, dma::SCENARIOS, guest::SCENARIOS, motion::SCENARIOS, life::SCENARIOS];
     all.into_iter()
         .chain([errors::SCENARIOS, sibling::SCENARIOS, config::SCENARIOS, refusals::SCENARIOS])
-        .chain([hostile::SCENARIOS, linux::SCENARIOS, benchmark::SCENARIOS])
+        .chain([hostile::SCENARIOS, linux::SCENARIOS, mdev::SCENARIOS, benchmark::SCENARIOS])
         .flatten()
 }
 

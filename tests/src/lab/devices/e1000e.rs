@@ -91,8 +91,8 @@ impl Device for E1000e {
         Ok(())
     }
 
-    fn silence(&self) -> (u64, u32) {
-        (IMC, TXDW)
+    fn silence(&self) -> Option<(u64, u32)> {
+        Some((IMC, TXDW))
     }
 
     fn listen_again(&mut self, io: &mut dyn Access) {

@@ -122,8 +122,8 @@ impl Device for Edu {
         Ok(())
     }
 
-    fn silence(&self) -> (u64, u32) {
-        (ACKNOWLEDGE, u32::MAX)
+    fn silence(&self) -> Option<(u64, u32)> {
+        Some((ACKNOWLEDGE, u32::MAX))
     }
 
     fn quiet(&mut self, io: &mut dyn Access) -> Result<()> {

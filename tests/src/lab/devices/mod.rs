@@ -4,11 +4,13 @@
 mod e1000e;
 mod edu;
 mod igb;
+mod mtty;
 mod nvme;
 
 pub use e1000e::E1000e;
 pub use edu::{Direction, Edu, Transfer};
 pub use igb::Igb;
+pub use mtty::Mtty;
 pub use nvme::Nvme;
 
 use pollvisor::error::{Error, Result};
@@ -76,8 +78,9 @@ pub trait Device {
     /// # Errors
     /// When what the interrupt announced went wrong.
     fn acknowledge(&mut self, io: &mut dyn Access, vector: u16) -> Result<()>;
-    /// What a handler writes before its end of interrupt, so that the pin falls: a register of BAR 0, and 32 bits.
-    fn silence(&self) -> (u64, u32);
+    /// What a handler writes before its end of interrupt, so that the pin falls: a register of BAR 0, and 32 bits. None: the
+    /// pin is no level, but a pulse.
+    fn silence(&self) -> Option<(u64, u32)>;
     /// After [`Device::acknowledge`]: undoes what [`Device::silence`] did beside that.
     fn listen_again(&mut self, io: &mut dyn Access) {
         let _ = io;
@@ -97,6 +100,7 @@ pub fn identify(vendor: u16, device: u16) -> Option<Box<dyn Device>> {
         (0x8086, 0x10d3) => Box::new(E1000e::new()),
         (0x1234, 0x11e8) => Box::new(Edu::new()),
         (0x1b36, 0x0010) => Box::new(Nvme::new()),
+        (0x4348, 0x3253) => Box::new(Mtty::new()),
         _ => return None,
     })
 }

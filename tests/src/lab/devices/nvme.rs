@@ -271,8 +271,8 @@ impl Device for Nvme {
         self.reap(io, vector).map(|_| ())
     }
 
-    fn silence(&self) -> (u64, u32) {
-        (INTMS, 1)
+    fn silence(&self) -> Option<(u64, u32)> {
+        Some((INTMS, 1))
     }
 
     fn listen_again(&mut self, io: &mut dyn Access) {

@@ -8,6 +8,7 @@ pub mod guest;
 pub mod hostile;
 pub mod life;
 pub mod linux;
+pub mod mdev;
 pub mod motion;
 pub mod refusals;
 pub mod registers;

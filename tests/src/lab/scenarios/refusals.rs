@@ -29,14 +29,14 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "without an IOMMU", needs: &[Need::NoIommu, Need::Kvm], run: no_iommu },
 ];
 
-fn run(arguments: &[&str]) -> Result<Output> {
+pub(super) fn run(arguments: &[&str]) -> Result<Output> {
     let mut command = Command::new("./pollvisor");
     let output = command.args(arguments).stdin(Stdio::null()).output();
     output.map_err(|e| Error::os("starting ./pollvisor", &e))
 }
 
 /// It ends with 1 and says all of `texts` on stderr, nothing on stdout, and panics not.
-fn refused(output: &Output, texts: &[&str]) -> Result<()> {
+pub(super) fn refused(output: &Output, texts: &[&str]) -> Result<()> {
     let said = String::from_utf8_lossy(&output.stderr);
     let missing: Vec<_> = texts.iter().filter(|text| !said.contains(**text)).collect();
     if output.status.code() != Some(1)
