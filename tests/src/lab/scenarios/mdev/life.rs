@@ -11,6 +11,7 @@ use pollvisor::devices::{Host, mdev};
 use pollvisor::error::{Error, Result, errno_name};
 use pollvisor_core::mediated::Uuid;
 use std::collections::BTreeMap;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -29,6 +30,19 @@ pub(super) fn removed(context: &mut Context, iommufd: bool) -> Result<()> {
         all_removed(&host, &[])?;
     }
     Ok(())
+}
+
+/// By a process of its own: one that has the device and waits in the kernel for its end could not be killed.
+fn gives_back(uuid: Uuid, by_driver: bool) -> Result<()> {
+    let mut command = Command::new(if by_driver { "sh" } else { "./pollvisor" });
+    if by_driver {
+        command.args(["-c", &format!("echo {uuid} >/sys/bus/mdev/drivers/mtty/unbind")]);
+    } else {
+        command.args(["mdev", "remove", &uuid.to_string()]);
+    }
+    let output = command.output().map_err(|e| Error::os("starting what takes it back", &e))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    if output.status.success() { Ok(()) } else { Err(Error::new(format!("taking it back: {said}"))) }
 }
 
 fn taken_back(
@@ -58,12 +72,7 @@ fn taken_back(
         });
         sleep(Duration::from_millis(50));
         let began = Instant::now();
-        let gone = if by_driver {
-            std::fs::write("/sys/bus/mdev/drivers/mtty/unbind", uuid.to_string())
-                .map_err(|e| Error::os("unbinding it", &e))
-        } else {
-            mdev::remove(host, &uuid.to_string()).map(drop)
-        };
+        let gone = gives_back(uuid, by_driver);
         let took = began.elapsed();
         stop.store(true, Ordering::Relaxed);
         firing.join().map_err(|_| Error::new("the firing thread panicked"))??;
