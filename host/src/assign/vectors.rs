@@ -168,6 +168,12 @@ impl Vector {
     /// What is pending goes: the guest asked to hear no more.
     pub fn drop_pending(&mut self) {
         self.take();
-        self.counts += Outcome::of(std::mem::take(&mut self.pending), false);
+        let signals = std::mem::take(&mut self.pending);
+        self.drop_signals(signals);
+    }
+
+    /// Counts signals that nobody delivers any more.
+    pub fn drop_signals(&mut self, signals: u64) {
+        self.counts += Outcome::of(signals, false);
     }
 }

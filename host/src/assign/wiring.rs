@@ -379,10 +379,17 @@ impl Wiring {
 
     fn unbind(&mut self, parts: &Parts) {
         // What an irqfd's end can answer is that it is gone.
-        let _gone = self.intx.as_mut().map(|intx| intx.unbind(parts));
         for vector in &mut self.vectors {
             let _gone = vector.unbind(parts);
             vector.drop_pending();
+        }
+        if let Some(intx) = &mut self.intx {
+            let _gone = intx.unbind(parts);
+            let left = intx.event().take();
+            // Its slot is the last vector's.
+            if let Some(last) = self.vectors.last_mut() {
+                last.drop_signals(left);
+            }
         }
     }
 
