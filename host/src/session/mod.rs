@@ -3,20 +3,23 @@
 //! Vector `v` (from 0) is GSI `v`; its message goes to vCPU `v mod n`, interrupt vector `0x20 + v div n`.
 
 mod assembly;
+mod config;
 mod devices;
 mod guest;
 mod signaller;
 
 pub use assembly::Assembly;
+pub use config::{Delivery, SessionConfig, Signals, vcpus_for};
 pub use devices::{DeviceSession, DeviceSessionConfig};
 pub use guest::{GuestSession, GuestSessionConfig};
 pub use signaller::Signaller;
 
+use config::{check, stages};
 use signaller::Kind;
 
 use crate::clock::Clock;
 use crate::error::{Error, Result};
-use crate::guest::{Bare, FIRST_VECTOR, Guest, MAX_VCPUS, Role, VECTORS_PER_VCPU};
+use crate::guest::{Bare, FIRST_VECTOR, Guest, Role};
 use crate::interrupts::{Interrupts, Running, Source};
 use crate::pin::Placement;
 use crate::poller::PollerThread;
@@ -28,52 +31,9 @@ use crate::sys::kvm::VcpuFd;
 use crate::vcpu::VcpuThread;
 use crate::vm::{Idle, Vm, VmConfig, requested};
 use pollvisor_core::ids::{Gsi, SourceId, VcpuId};
-use pollvisor_core::route::{Irqchip, MAX_ROUTES, Msi, RawRoute};
+use pollvisor_core::route::{Irqchip, Msi, RawRoute};
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
-
-/// What signals.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Signals {
-    /// An eventfd per vector.
-    Eventfd,
-    /// A bell per vector in one shared-memory region.
-    Doorbell,
-}
-
-/// Who delivers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Delivery {
-    /// A poller, watching eventfds this way.
-    Poller(Backend),
-    /// The kernel, by `KVM_IRQFD`.
-    Irqfd,
-}
-
-/// What to set up.
-#[derive(Debug, Clone)]
-pub struct SessionConfig {
-    /// Vectors, 1 to 4096.
-    pub vectors: usize,
-    /// What signals.
-    pub signals: Signals,
-    /// Who delivers.
-    pub delivery: Delivery,
-    /// Whether vCPUs run; else their LAPICs only accept.
-    pub running: bool,
-    /// What the guest does while idle.
-    pub idle: Idle,
-    /// How many vCPUs; `None`: as many as the vectors need.
-    pub vcpus: Option<u32>,
-    /// Where each vCPU goes; those beyond the list are not pinned.
-    pub vcpu_placement: Vec<Placement>,
-    /// Where the poller goes.
-    pub poller_placement: Placement,
-    /// How long KVM polls for a halted vCPU, in nanoseconds.
-    pub halt_poll_ns: Option<u32>,
-    /// Whether each vector has histograms of its own.
-    pub each_vector: bool,
-}
 
 /// See the module's text.
 #[derive(Debug)]
@@ -97,12 +57,6 @@ pub struct Session {
     tsc_offset: u64,
     /// When all vCPUs had executed their first instruction, as far as was looked.
     began: Option<u64>,
-}
-
-/// How many vCPUs `vectors` need.
-#[must_use]
-pub fn vcpus_for(vectors: usize) -> u32 {
-    u32::try_from(vectors).unwrap_or(u32::MAX).div_ceil(VECTORS_PER_VCPU).max(1)
 }
 
 impl Session {
@@ -397,34 +351,4 @@ impl Drop for Session {
 
 fn gsi(vector: usize) -> Gsi {
     Gsi(u32::try_from(vector).unwrap_or(u32::MAX))
-}
-
-fn stages(delivery: Delivery) -> Vec<Stage> {
-    match delivery {
-        Delivery::Irqfd => vec![],
-        Delivery::Poller(_) => vec![Stage::SignalToSeen, Stage::SeenToInjected, Stage::SignalToAccepted],
-    }
-}
-
-fn check(config: &SessionConfig) -> Result<()> {
-    let vectors = config.vectors;
-    if vectors == 0 || vectors > MAX_ROUTES {
-        return Err(Error::new(format!("--vectors {vectors}: 1 to {MAX_ROUTES} can be routed")));
-    }
-    let needed = vcpus_for(vectors);
-    if let Some(given) = config.vcpus {
-        if given == 0 || given > MAX_VCPUS {
-            return Err(Error::new(format!("{given} vCPUs; 1 to {MAX_VCPUS} fit")));
-        }
-        if given < needed {
-            return Err(Error::new(format!(
-                "{vectors} vectors do not fit {given} vCPUs, {VECTORS_PER_VCPU} to each"
-            ))
-            .remedy(format!("--cpus boot={needed}")));
-        }
-    }
-    if config.delivery == Delivery::Irqfd && config.signals == Signals::Doorbell {
-        return Err(Error::new("the kernel's irqfd takes eventfds, not doorbells").remedy("--source eventfd"));
-    }
-    Ok(())
 }
