@@ -159,13 +159,16 @@ impl Assigned {
         sizes.iter_mut().zip(&regions).for_each(|(size, region)| *size = region.size);
         let irqs = Irqs::new(device.clone())?;
         let line = irqs.count(Kind::Intx) > 0 && config.line_is_heard(parts);
-        if !line && irqs.count(Kind::Msi) == 0 && irqs.count(Kind::Msix) == 0 && irqs.count(Kind::Intx) > 0 {
-            return Err(Error::new("INTx is its only interrupt, and its end is not heard this way")
-                .remedy("polled delivery with --irqchip split, or irqfd delivery with --irqchip kernel"));
-        }
         let options = Options { rom: false, intx: line };
         Space(&device, &space).write(COMMAND, &[0, 0])?;
         let mut shown = ConfigSpace::new(&Space(&device, &space), sizes, 0, &options)?;
+        // A guest can set up what has a capability; mediated devices offer MSI without.
+        let msi = shown.msi().is_some() && irqs.count(Kind::Msi) > 0;
+        let msix = shown.msix().is_some() && irqs.count(Kind::Msix) > 0;
+        if !(line || msi || msix) && irqs.count(Kind::Intx) > 0 {
+            return Err(Error::new("INTx is its only interrupt, and its end is not heard this way")
+                .remedy("polled delivery with --irqchip split, or irqfd delivery with --irqchip kernel"));
+        }
         let bars = Bars::new(&device, regions, &mut shown, &config.exclude_mmap_bars)?;
         let wiring = Wiring::new(irqs, &mut shown, parts, &config.via)?;
         let slots = wiring.slots();

@@ -157,7 +157,8 @@ fn remove_with(host: &Host, uuid: &str, write: Write<'_>) -> Result<Uuid> {
         error
             .remedy_for(
                 libc::EAGAIN,
-                "try again when that is over; a removal waits until the VMM that has it gives it back",
+                "try again when that is over; a removal waits until the VMM that has it gives it back. What stays so goes \
+                 with its parent's driver (modprobe -r)",
             )
             .remedy_for(libc::ENODEV, "it is gone already")
             .remedy_for(libc::EBUSY, "stop the VMM that has it")

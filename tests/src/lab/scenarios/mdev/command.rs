@@ -110,7 +110,7 @@ pub(super) fn refusals(context: &mut Context) -> Result<()> {
     mdev::remove(&host, &all.swap_remove(5).to_string())?;
     refused(&create(&[PARENT, TWO, OTHER])?, &["ENOSPC", "no instances are left"])?;
     removed(&host, &all)?;
-    without_driver(context, &host)?;
+    not_attached(context, &host)?;
 
     // The parent goes, and what it made with it.
     made(&host)?;
@@ -127,13 +127,16 @@ pub(super) fn refusals(context: &mut Context) -> Result<()> {
     Ok(())
 }
 
-/// One that is not there, and one that its driver has left.
-fn without_driver(context: &mut Context, host: &Host) -> Result<()> {
-    let attach = || run(&["run", "--device", &format!("path=/sys/bus/mdev/devices/{UUID}"), "-D", "100ms"]);
-    refused(&attach()?, &[UUID, "ENODEV", "mdev list"])?;
+/// One that is not there, one whose interrupts would not be heard, and one that its driver has left.
+fn not_attached(context: &mut Context, host: &Host) -> Result<()> {
+    let path = format!("path=/sys/bus/mdev/devices/{UUID}");
+    let attach = |more: &[&str]| run(&[&["run", "--device", &path][..], more].concat());
+    refused(&attach(&[])?, &[UUID, "ENODEV", "mdev list"])?;
     let uuid = mdev::create(host, PARENT, ONE, Some(UUID))?;
+    let split = ["--delivery", "irqfd", "--irqchip", "split"];
+    refused(&attach(&split)?, &[UUID, "INTx is its only interrupt", "--irqchip kernel"])?;
     std::fs::write("/sys/bus/mdev/drivers/mtty/unbind", UUID).map_err(|e| Error::os("unbinding it", &e))?;
-    let output = attach()?;
+    let output = attach(&[])?;
     refused(&output, &[UUID, "no driver", "pollvisor mdev remove"])?;
     context.note(String::from_utf8_lossy(&output.stderr).trim_end());
     removed(host, &[uuid])

@@ -178,6 +178,8 @@ pub(super) fn against_the_parent(context: &mut Context) -> Result<()> {
             result = unload().and_then(|went| load().map(|()| went));
             cycles += 1;
         }
+        // With the parent there: what was spoilt while half made would stay.
+        sleep(Duration::from_secs(1));
         stop.store(true, Ordering::Relaxed);
         let mut all = Answers::new();
         for maker in makers {
