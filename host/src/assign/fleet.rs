@@ -11,7 +11,7 @@
 //! out of sysfs first (`vfio_unregister_group_dev`), and then waits until this one is closed.
 
 use super::{AssignConfig, Assigned, Opener, Opening};
-use crate::devices::{Action, DeviceAddress, Heard, Host, Uevent, Uevents, last_uevent};
+use crate::devices::{Action, DeviceAddress, Heard, Host, Uevent, Uevents, is_registered, last_uevent};
 use crate::error::{Error, Result};
 use crate::platform::Parts;
 use crate::sys::fd::{Epoll, EpollEvent, EventFd};
@@ -65,7 +65,7 @@ struct Entry {
     opening: Opening,
     /// As [`SINGLES`], then the ends of its interrupts, if they are heard here.
     events: Vec<Arc<EventFd>>,
-    /// Of one that cannot tell that it is wanted back: the last uevent before it was opened.
+    /// Of one that cannot tell that it is wanted back, but whose VFIO device sysfs shows: the last uevent before it was opened.
     silent_since: Option<u64>,
 }
 
@@ -156,7 +156,7 @@ impl Fleet {
                 return Err(error);
             }
         };
-        let silent_since = (!tells).then_some(last);
+        let silent_since = (!tells && is_registered(&inner.host, address)).then_some(last);
         entries.1.push(Entry { number, address, device: device.clone(), opening, events, silent_since });
         Ok(device)
     }
@@ -292,6 +292,19 @@ impl Inner {
         }
     }
 
+    /// As [`unregistered`](Self::unregistered), when the news of it may be lost.
+    fn look_for_unregistered(&self) {
+        let gone = |entry: &&Entry| entry.silent_since.is_some() && !is_registered(&self.host, entry.address);
+        let lost: Vec<_> = {
+            let entries = self.entries();
+            let gone = entries.1.iter().filter(gone);
+            gone.map(|entry| (entry.number, entry.device.name().to_string())).collect()
+        };
+        for (number, name) in lost {
+            self.let_go(News::WantedBack(name), |entry| entry.number == number);
+        }
+    }
+
     fn let_go(&self, news: News, which: impl Fn(&Entry) -> bool) {
         let text = news.to_string();
         let Some(result) = self.detach(which, Some(news)) else { return };
@@ -310,6 +323,7 @@ impl Inner {
                     for (group, sibling, notice) in self.opener.look_again() {
                         self.take_notice(group, &sibling, notice);
                     }
+                    self.look_for_unregistered();
                 }
                 Ok(None) => return,
                 Err(error) => {

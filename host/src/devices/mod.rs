@@ -25,7 +25,7 @@ pub use bind::{Rebound, bind, unbind};
 pub use group::{Class, Member, members};
 pub use list::{PciDevice, Sriov, list};
 pub use obstacle::Obstacle;
-pub use paths::{DeviceAddress, VfioPaths, vfio_path};
+pub use paths::{DeviceAddress, VfioPaths, is_registered, vfio_path};
 pub use uevent::{Action, Heard, Uevent, Uevents, last as last_uevent, parse as parse_uevent};
 
 use std::path::PathBuf;

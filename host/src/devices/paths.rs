@@ -98,6 +98,13 @@ pub fn vfio_path(host: &Host, address: impl Into<DeviceAddress>) -> Result<VfioP
     })
 }
 
+/// Whether VFIO shows a device of its own for this one, as it does since Linux 6.1 until its driver lets go
+/// (`vfio_unregister_group_dev`).
+#[must_use]
+pub fn is_registered(host: &Host, address: DeviceAddress) -> bool {
+    !sysfs::names(address.node(host).join("vfio-dev")).is_empty()
+}
+
 /// There is no such device.
 pub(super) fn missing(address: DeviceAddress) -> Error {
     let (what, remedy) = match address {
@@ -120,7 +127,9 @@ mod tests {
         let at = fixture.pci("0000:01:00.0", 0x02_0000, Some("vfio-pci"), Some(7));
         let address: Bdf = "01:00.0".parse().expect("an address");
         let expected = VfioPaths { group: Some(7), cdev: None, noiommu: false };
+        assert!(!is_registered(host, address.into()));
         fixture.folder(&format!("{at}/vfio-dev/vfio3"));
+        assert!(is_registered(host, address.into()));
         assert_eq!(vfio_path(host, address), Ok(expected.clone()));
         assert_eq!(expected.group_node(host), Some(host.dev.join("vfio/7")));
         fixture.file(&format!("{at}/vfio-dev/vfio3/dev"), "511:0\n");
