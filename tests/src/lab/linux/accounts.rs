@@ -1,5 +1,5 @@
 //! Where every interrupt of a guest's device went, as exact equations between four that count: the host's VFIO handlers
-//! and its KVM ([`trace`](super::trace)), pollvisor's ledger, the guest's `/proc/interrupts`.
+//! and its KVM ([`trace`](crate::lab::trace)), pollvisor's ledger, the guest's `/proc/interrupts`.
 //!
 //! ```text
 //!   fired = sent + irqfd           every signal was drained, or taken by an irqfd
