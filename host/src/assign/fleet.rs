@@ -21,6 +21,7 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 use vm_memory::GuestMemoryMmap;
 
 /// Why a device went by itself.
@@ -69,6 +70,15 @@ struct Entry {
     silent_since: Option<u64>,
 }
 
+#[derive(Debug, Default)]
+struct Entries {
+    /// The number of the last device that came.
+    last: u64,
+    there: Vec<Entry>,
+    /// Those that are being closed: the kernel has them as open still.
+    going: Vec<DeviceAddress>,
+}
+
 /// The singles, in the order of [`Entry::events`].
 const SINGLES: [Single; 2] = [Single::Request, Single::Error];
 const FAILED: u64 = 1;
@@ -84,7 +94,7 @@ pub struct Inner {
     parts: Arc<Parts>,
     host: Host,
     opener: Opener,
-    entries: Mutex<(u64, Vec<Entry>)>,
+    entries: Mutex<Entries>,
     news: Mutex<Vec<News>>,
     epoll: Epoll,
     stop: EventFd,
@@ -125,7 +135,7 @@ impl Fleet {
         Ok(Self { inner, thread: Some(thread) })
     }
 
-    /// Opens a device and puts it on the guest's bus.
+    /// Opens a device and puts it on the guest's bus. Waits for one that is being closed.
     ///
     /// # Errors
     /// What is in the way, and what to do; nothing is left open.
@@ -136,6 +146,9 @@ impl Fleet {
         config: &AssignConfig,
     ) -> Result<Arc<Assigned>> {
         let inner = &self.inner;
+        while inner.entries().going.contains(&address) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         let last = last_uevent(&inner.host);
         let (file, opening) = inner.opener.open(address, iommufd)?;
         let device = match Assigned::new(file, config, &inner.parts, &inner.host) {
@@ -146,8 +159,8 @@ impl Fleet {
             }
         };
         let mut entries = inner.entries();
-        entries.0 += 1;
-        let number = entries.0;
+        entries.last += 1;
+        let number = entries.last;
         let (events, tells) = match inner.listen(&device, number) {
             Ok(heard) => heard,
             Err(error) => {
@@ -157,7 +170,7 @@ impl Fleet {
             }
         };
         let silent_since = (!tells && is_registered(&inner.host, address)).then_some(last);
-        entries.1.push(Entry { number, address, device: device.clone(), opening, events, silent_since });
+        entries.there.push(Entry { number, address, device: device.clone(), opening, events, silent_since });
         Ok(device)
     }
 
@@ -172,7 +185,7 @@ impl Fleet {
     /// The devices that are there now.
     #[must_use]
     pub fn devices(&self) -> Vec<Arc<Assigned>> {
-        self.inner.entries().1.iter().map(|entry| entry.device.clone()).collect()
+        self.inner.entries().there.iter().map(|entry| entry.device.clone()).collect()
     }
 
     /// What went by itself since it was last asked.
@@ -204,7 +217,7 @@ impl Drop for Fleet {
 }
 
 impl Inner {
-    fn entries(&self) -> MutexGuard<'_, (u64, Vec<Entry>)> {
+    fn entries(&self) -> MutexGuard<'_, Entries> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -226,14 +239,17 @@ impl Inner {
     /// Takes the first device that `which` picks; None: there was none. Whoever finds it gone finds the news of it.
     fn detach(&self, which: impl Fn(&Entry) -> bool, news: Option<News>) -> Option<Result<bool>> {
         let mut entries = self.entries();
-        let at = entries.1.iter().position(which)?;
-        let Entry { device, opening, events, .. } = entries.1.remove(at);
+        let at = entries.there.iter().position(which)?;
+        let Entry { address, device, opening, events, .. } = entries.there.remove(at);
+        entries.going.push(address);
         drop(entries);
         self.news.lock().unwrap_or_else(PoisonError::into_inner).extend(news);
         for event in &events {
             self.epoll.remove(event.as_fd());
         }
-        Some(self.close(&device, opening).map(|()| true))
+        let closed = self.close(&device, opening);
+        self.entries().going.retain(|other| *other != address);
+        Some(closed.map(|()| true))
     }
 
     fn close(&self, device: &Assigned, opening: Opening) -> Result<()> {
@@ -262,7 +278,7 @@ impl Inner {
         let (number, place) = (token / TOKENS, token % TOKENS);
         let device = {
             let entries = self.entries();
-            let Some(entry) = entries.1.iter().find(|entry| entry.number == number) else { return };
+            let Some(entry) = entries.there.iter().find(|entry| entry.number == number) else { return };
             let event = usize::try_from(place).ok().and_then(|place| entry.events.get(place));
             if event.is_none_or(|event| event.take() == 0) {
                 return;
@@ -285,8 +301,12 @@ impl Inner {
         let wanted = |entry: &Entry| {
             entry.address.to_string() == name && entry.silent_since.is_some_and(|since| event.number > since)
         };
-        let found =
-            self.entries().1.iter().find(|entry| wanted(entry)).map(|entry| entry.device.name().to_string());
+        let found = self
+            .entries()
+            .there
+            .iter()
+            .find(|entry| wanted(entry))
+            .map(|entry| entry.device.name().to_string());
         if let Some(name) = found {
             self.let_go(News::WantedBack(name), wanted);
         }
@@ -297,7 +317,7 @@ impl Inner {
         let gone = |entry: &&Entry| entry.silent_since.is_some() && !is_registered(&self.host, entry.address);
         let lost: Vec<_> = {
             let entries = self.entries();
-            let gone = entries.1.iter().filter(gone);
+            let gone = entries.there.iter().filter(gone);
             gone.map(|entry| (entry.number, entry.device.name().to_string())).collect()
         };
         for (number, name) in lost {
@@ -346,7 +366,7 @@ impl Inner {
             Action::Remove => BusEvent::Del,
             Action::Unbind => BusEvent::Unbound,
             Action::Bind => {
-                let groups: Vec<_> = self.entries().1.iter().map(|entry| entry.opening.group()).collect();
+                let groups: Vec<_> = self.entries().there.iter().map(|entry| entry.opening.group()).collect();
                 let holder = groups.into_iter().find_map(|group| self.opener.holder(group, name));
                 let Some(holder) = holder else { return };
                 BusEvent::Bound(holder)
@@ -369,7 +389,7 @@ impl Inner {
             Notice::Fatal => loop {
                 let name = {
                     let entries = self.entries();
-                    let entry = entries.1.iter().find(|entry| entry.opening.group() == group);
+                    let entry = entries.there.iter().find(|entry| entry.opening.group() == group);
                     match entry {
                         Some(entry) => entry.device.name().to_string(),
                         None => return,

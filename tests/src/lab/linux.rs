@@ -39,7 +39,8 @@ pub fn has_qemu() -> bool {
 }
 
 /// The guest's first program. `net=MODULE` on the kernel's command line: that network device gets a lease and pings, 1000
-/// times or as `pings=N` says, with `pause=SECONDS` in between. `nvme`: 8 MiB are read. `end=`: how it ends, when not by
+/// times or as `pings=N` says, with `pause=SECONDS` in between. `nvme`: 8 MiB are read. `serial`: 400 bytes go through each of two
+/// serial ports that hear themselves. `end=`: how it ends, when not by
 /// switching itself off.
 const INIT: &str = r#"#!/bin/sh
 /bin/busybox mkdir -p /proc /sys /dev /tmp /sbin /usr/bin /usr/sbin /var/log /var/run /etc/acpi/PWRF
@@ -56,6 +57,7 @@ for word in $(cat /proc/cmdline); do
         net=*) net=${word#net=} ;;
         options=*) options=$(echo "${word#options=}" | tr : ' ') ;;
         nvme) nvme=1 ;;
+        serial) serial="1 2" ;;
         end=*) end=${word#end=} ;;
     esac
 done
@@ -98,6 +100,20 @@ if [ -n "$nvme" ]; then
     echo "guest: read $(dd if=/dev/nvme0n1 bs=1M count=8 2>/dev/null | tr -d '\0' | wc -c) bytes that are not zero"
     echo "guest: read $(dd if=/dev/nvme0n1 bs=1M count=8 2>/dev/null | wc -c) bytes"
 fi
+for port in $serial; do
+    stty -F /dev/ttyS$port raw -echo
+    timeout 30 dd if=/dev/ttyS$port of=/tmp/received bs=1 count=400 2>/dev/null &
+    reader=$!
+    sleep 0.3
+    n=0
+    while [ $n -lt 40 ]; do
+        printf 0123456789 >/dev/ttyS$port
+        n=$((n + 1))
+        sleep 0.02
+    done
+    wait $reader
+    echo "guest: ttyS$port received $(sed s/0123456789/./g /tmp/received)"
+done
 case $end in
     reboot) reboot -f ;;
     panic)

@@ -3,6 +3,7 @@
 
 mod command;
 mod life;
+mod linux;
 
 use crate::lab::devices::{Access, Device, Kind, Mtty};
 use crate::lab::in_guest::{Delivery, Guest, InGuest};
@@ -69,6 +70,12 @@ pub const SCENARIOS: &[Scenario] = &[
         needs: &[Need::Mtty],
         run: life::against_the_parent,
     },
+    Scenario {
+        name: "linux: mtty, polled",
+        needs: linux::NEEDS,
+        run: |c| linux::talks(c, "polled", "split"),
+    },
+    Scenario { name: "linux: mtty, irqfd", needs: linux::NEEDS, run: |c| linux::talks(c, "irqfd", "kernel") },
 ];
 
 /// Raises by each way.
