@@ -4,7 +4,7 @@
 
 use crate::lab::devices::Kind;
 use crate::lab::in_guest::{Delivery, Guest, InGuest};
-use crate::lab::{Context, Need, Scenario};
+use crate::lab::{Context, Need, Scenario, trace};
 use crate::scribble::{
     self, ADDRESS, ADDRESS_HIGH, BAR, CONFIG_ADDRESS, DATA, EOI, HEADER_ADDRESS, SWITCH, Vitals, WILD, every,
     memory, ports,
@@ -126,6 +126,10 @@ impl Hostile {
                 }
             });
             let scribbled = guest.session.puppet().scribble(random.u64(..), ACCESSES, &places, PATIENCE);
+            let scribbled = scribbled.map_err(|error| match trace::astray() {
+                Some(astray) => error.context(astray),
+                None => error,
+            });
             stop.store(true, Ordering::Relaxed);
             scribbled
         });
