@@ -124,6 +124,8 @@ fn watch(scenario: &Scenario, limit: Duration) -> Result<Verdict> {
     let mut command = Command::new(myself);
     command.args(["--one", scenario.name]).stdin(Stdio::null()).process_group(0);
     command.stdout(writer.try_clone().map_err(broken)?).stderr(writer);
+    // So that what is freed is given back at once: what a process has more of then, it has not freed.
+    command.env("MALLOC_ARENA_MAX", "1").env("MALLOC_TRIM_THRESHOLD_", "65536");
     let mut child = command.spawn().map_err(broken)?;
     // The pipe's ends in `command` would keep the reader waiting.
     drop(command);
