@@ -59,7 +59,10 @@ impl VcpuThread {
             }
             while !its_stop.load(Ordering::Acquire) {
                 let id = vcpu.id();
-                exits.exit(id, &mut vcpu.run()?)?;
+                if let Err(error) = vcpu.run().and_then(|mut exit| exits.exit(id, &mut exit)) {
+                    eprintln!("pollvisor: {error}; {}", registers(&vcpu));
+                    return Err(error);
+                }
             }
             Ok(())
         };
@@ -101,6 +104,25 @@ impl VcpuThread {
             std::thread::sleep(Duration::from_millis(1));
         }
         thread.join().unwrap_or_else(|_| Err(Error::new("a vCPU's thread panicked")))
+    }
+}
+
+/// Where a vCPU that cannot go on was: at once, for who waits for the guest learns of its end only later.
+fn registers(vcpu: &VcpuFd) -> String {
+    match (vcpu.regs(), vcpu.sregs()) {
+        (Ok(regs), Ok(sregs)) => format!(
+            "vCPU {} has ended at rip {:#x}, rsp {:#x}, rflags {:#x}, cr0 {:#x}, cr2 {:#x}, cr3 {:#x}, cr4 {:#x}, efer {:#x}",
+            vcpu.id().0,
+            regs.rip,
+            regs.rsp,
+            regs.rflags,
+            sregs.cr0,
+            sregs.cr2,
+            sregs.cr3,
+            sregs.cr4,
+            sregs.efer
+        ),
+        (Err(error), _) | (_, Err(error)) => format!("its registers: {error}"),
     }
 }
 

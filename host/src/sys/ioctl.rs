@@ -95,6 +95,7 @@ table! {
     KVM_SET_GSI_ROUTING: kb::kvm_irq_routing = iow(0x6a, "KVM_SET_GSI_ROUTING", Some(kb::KVM_CAP_IRQ_ROUTING));
     KVM_IRQFD: kb::kvm_irqfd = iow(0x76, "KVM_IRQFD", Some(kb::KVM_CAP_IRQFD));
     KVM_RUN: () = io(0x80, "KVM_RUN");
+    KVM_GET_REGS: kb::kvm_regs = ior(0x81, "KVM_GET_REGS", None);
     KVM_SET_REGS: kb::kvm_regs = iow(0x82, "KVM_SET_REGS", None);
     KVM_GET_SREGS: kb::kvm_sregs = ior(0x83, "KVM_GET_SREGS", None);
     KVM_SET_SREGS: kb::kvm_sregs = iow(0x84, "KVM_SET_SREGS", None);
@@ -195,6 +196,7 @@ mod tests {
             ("KVM_SET_LAPIC", 0x4400_ae8f),
             ("KVM_ENABLE_CAP", 0x4068_aea3),
             ("KVM_SET_DEVICE_ATTR", 0x4018_aee1),
+            ("KVM_GET_REGS", 0x8090_ae81),
             ("KVM_SET_SREGS", 0x4138_ae84),
             ("KVM_SET_MP_STATE", 0x4004_ae99),
             ("VFIO_GET_API_VERSION", 0x3b64),

@@ -119,6 +119,14 @@ impl VcpuFd {
         set(self.fd.as_fd(), &io::KVM_SET_SREGS, sregs).map(drop)
     }
 
+    /// The general registers.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn regs(&self) -> Result<kb::kvm_regs> {
+        get(self.fd.as_fd(), &io::KVM_GET_REGS, kb::kvm_regs::default())
+    }
+
     /// Sets the general registers.
     ///
     /// # Errors
