@@ -107,22 +107,15 @@ impl VcpuThread {
     }
 }
 
-/// Where a vCPU that cannot go on was: at once, for who waits for the guest learns of its end only later.
+/// What a vCPU that cannot go on leaves: said at once, for who waits for the guest learns of its end only later. After a
+/// triple fault on AMD these are the values of a reset (`shutdown_interception`).
 fn registers(vcpu: &VcpuFd) -> String {
     match (vcpu.regs(), vcpu.sregs()) {
         (Ok(regs), Ok(sregs)) => format!(
-            "vCPU {} has ended at rip {:#x}, rsp {:#x}, rflags {:#x}, cr0 {:#x}, cr2 {:#x}, cr3 {:#x}, cr4 {:#x}, efer {:#x}",
-            vcpu.id().0,
-            regs.rip,
-            regs.rsp,
-            regs.rflags,
-            sregs.cr0,
-            sregs.cr2,
-            sregs.cr3,
-            sregs.cr4,
-            sregs.efer
+            "registers: rip {:#x}, rsp {:#x}, rflags {:#x}, cr0 {:#x}, cr2 {:#x}, cr3 {:#x}, cr4 {:#x}, efer {:#x}",
+            regs.rip, regs.rsp, regs.rflags, sregs.cr0, sregs.cr2, sregs.cr3, sregs.cr4, sregs.efer
         ),
-        (Err(error), _) | (_, Err(error)) => format!("its registers: {error}"),
+        (Err(error), _) | (_, Err(error)) => format!("registers: {error}"),
     }
 }
 
