@@ -152,4 +152,14 @@ pub enum Mutation {
     GroupOpenUnlisted,
     /// `group`: the last detach takes the driver without waiting for container calls (race 37).
     ContainerNoDrain,
+    /// `posted`: ON is set without a Release, so what it announces is not seen.
+    OnRelaxed,
+    /// `posted`: the owner ignores what C held and sleeps on what it made of it.
+    SleepBlind,
+    /// `posted`: nobody is told to wake a sleeping owner.
+    WakeDropped,
+    /// `posted`: every post over SLEEP wakes, not the first one alone.
+    WakeAlways,
+    /// `posted`: a harvest clears the request to park.
+    HarvestClearsStop,
 }
