@@ -1,5 +1,6 @@
 //! Fixtures on real KVM: guests whose LAPICs only accept, on whatever CPUs the machine has.
 
+use pollvisor::accel::Accelerator;
 use pollvisor::clock::Clock;
 use pollvisor::pin::{Placement, available};
 use pollvisor::record::Figures;
@@ -30,6 +31,7 @@ macro_rules! needs_kvm {
 #[must_use]
 pub fn accepting(vectors: usize, signals: Signals, delivery: Delivery) -> (Session, Signaller) {
     let config = SessionConfig {
+        accelerator: Accelerator::Kvm,
         vectors,
         signals,
         delivery,

@@ -191,6 +191,7 @@ mod tests {
             return;
         }
         let config = SessionConfig {
+            accelerator: pollvisor::accel::Accelerator::Kvm,
             vectors: 8,
             signals: Signals::Doorbell,
             delivery: Delivery::Poller(Backend::AIO),

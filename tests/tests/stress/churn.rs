@@ -5,6 +5,7 @@
 //! down. At the end the ledger has to be exact to the signal. Where the poller shares its CPU with the others a step takes
 //! two time slices, and half a minute ends the test before its last step; it then says how far it came.
 
+use pollvisor::accel::Injector;
 use pollvisor::clock::Clock;
 use pollvisor::interrupts::{Interrupts, Running, Source};
 use pollvisor::pin::{Placement, available};
@@ -61,7 +62,7 @@ impl Bench {
         let config = VmConfig { irqchip: Irqchip::Split, idle: Idle::Halt, halt_poll_ns: None };
         let vm = Vm::new(&config, None).expect("VM");
         let vcpu = vm.create_vcpu(VcpuId(0)).expect("vCPU");
-        let inject = vm.injector().expect("injector");
+        let inject = Injector::Kvm(vm.injector().expect("injector"));
         let interrupts = Interrupts::start(Irqchip::Split, inject, clock, SOURCES * 2).expect("interrupts");
         interrupts.set_routes(&routes(0)).expect("routes");
         let (lane, fallback) = Lane::polled(SOURCES * 2).expect("lane");
