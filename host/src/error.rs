@@ -44,6 +44,12 @@ impl Error {
         self.remedy(both)
     }
 
+    /// What failed and why, without what to do about it.
+    #[must_use]
+    pub fn reason(&self) -> String {
+        Self { remedy: None, ..self.clone() }.to_string()
+    }
+
     /// All of it in one line, for a list of notes.
     #[must_use]
     pub fn in_a_line(&self) -> String {

@@ -54,10 +54,10 @@ impl Choice {
             return Ok(());
         }
         let Some((flag, _, why)) = needs_kvm.iter().find(|(_, given, _)| *given) else { return Ok(()) };
-        let error = Error::new(format!("{flag} needs KVM: {why} on the software machine"));
+        let error = Error::new(format!("{flag} needs KVM: the software machine {why}"));
         Err(match &self.no_kvm {
-            Some(no_kvm) => error.remedy(format!("a host with KVM; here: {}", no_kvm.in_a_line())),
-            None => error.remedy(format!("--accel kvm, or leave out {flag}")),
+            Some(no_kvm) => error.remedy(format!("a host with KVM; here {}", no_kvm.reason())),
+            None => error.remedy("--accel kvm"),
         })
     }
 }
@@ -86,11 +86,12 @@ mod tests {
         let fell_back = Choice { accelerator: Accelerator::Software, no_kvm: Some(failed(libc::ENOENT)) };
         let asked = Choice { accelerator: Accelerator::Software, no_kvm: None };
         let kvm = Choice { accelerator: Accelerator::Kvm, no_kvm: None };
-        let flags = [("--device", false, "x"), ("--kernel", true, "no guest instruction runs")];
+        let flags = [("--device", false, "x"), ("--kernel", true, "runs no guest instruction")];
         assert!(kvm.refuse(&flags).is_ok() && asked.refuse(&flags[..1]).is_ok());
         let text = asked.refuse(&flags).expect_err("refused").to_string();
         assert!(
-            text.contains("--kernel needs KVM: no guest instruction runs") && text.contains("--accel kvm")
+            text.contains("--kernel needs KVM: the software machine runs no guest instruction")
+                && text.contains("--accel kvm")
         );
         let text = fell_back.refuse(&flags).expect_err("refused").to_string();
         assert!(text.contains("ENOENT") && text.contains("/dev/kvm"), "{text}");

@@ -52,7 +52,7 @@ pub fn run(args: &RunArgs) -> Result<u8> {
         return guest::run(args);
     }
     args.boot.none_without_kernel()?;
-    let report = measure_on(args, &choice)?;
+    let report = measure(args, &choice)?;
     if choice.accelerator == Accelerator::Software {
         eprintln!("{}", choice.accelerator.headline());
     }
@@ -73,32 +73,23 @@ pub fn run(args: &RunArgs) -> Result<u8> {
     }
 }
 
-/// Runs it.
-///
-/// # Errors
-/// As [`run`].
-pub fn measure(args: &RunArgs) -> Result<Report> {
-    let choice = choose(args.accel)?;
-    choice.refuse(&only_kvm(args))?;
-    measure_on(args, &choice)
-}
-
 /// The flags that were given and only KVM can serve, and why.
 fn only_kvm(args: &RunArgs) -> [(&'static str, bool, &'static str); 7] {
-    const NO_CODE: &str = "no guest instruction runs";
-    const NO_EXIT: &str = "no guest instruction runs, so none exits,";
+    const NO_CODE: &str = "runs no guest instruction";
+    const NO_EXIT: &str = "runs no guest instruction that could exit";
+    const NO_IRQFD: &str = "has no in-kernel irqfd";
     [
         ("--kernel", args.boot.kernel.is_some(), NO_CODE),
-        ("--device", !args.device.is_empty(), "nothing is mapped into a guest, and no driver runs"),
-        ("--delivery irqfd", args.delivery == DeliveryArg::Irqfd, "there is no in-kernel irqfd"),
-        ("--hand-over", args.hand_over.is_some(), "there is no in-kernel irqfd to hand over to"),
+        ("--device", !args.device.is_empty(), "maps nothing into a guest and runs no driver"),
+        ("--delivery irqfd", args.delivery == DeliveryArg::Irqfd, NO_IRQFD),
+        ("--hand-over", args.hand_over.is_some(), NO_IRQFD),
         ("--guest-idle hlt-noexit", args.guest_idle == IdleArg::HltNoexit, NO_EXIT),
         ("--overcommit", args.boot.overcommit.is_some(), NO_EXIT),
-        ("--halt-poll", args.halt_poll.is_some(), "KVM halts no vCPU"),
+        ("--halt-poll", args.halt_poll.is_some(), "halts no vCPU in KVM"),
     ]
 }
 
-fn measure_on(args: &RunArgs, choice: &Choice) -> Result<Report> {
+fn measure(args: &RunArgs, choice: &Choice) -> Result<Report> {
     if args.duration.is_zero() {
         return Err(Error::new("--duration 0: nothing would be measured"));
     }
@@ -106,7 +97,7 @@ fn measure_on(args: &RunArgs, choice: &Choice) -> Result<Report> {
         return devices::measure(args);
     }
     let Prepared { places, clock, interrupted, mut machine } = prepare(args, choice)?;
-    let mut log = args.hlog.as_deref().map(Hlog::create).transpose()?;
+    let mut log = args.hlog.as_deref().map(|path| Hlog::create(path, choice.accelerator)).transpose()?;
     let running = args.guest == GuestArg::Builtin;
     machine.idle = if running { name(args.guest_idle) } else { "none".into() };
     (machine.delivery, machine.source) = (name(args.delivery), name(args.source));

@@ -68,3 +68,107 @@ impl SoftwareVm {
         Posting::new(self.vcpus.clone())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::guest::{FIRST_VECTOR, Guest};
+    use crate::pin::Placement;
+    use pollvisor_core::inject::{Inject, InjectError};
+    use pollvisor_core::route::Msi;
+    use std::time::{Duration, Instant};
+
+    const NOWHERE: Placement = Placement { cpu: None, fifo: Some(false) };
+    const VECTOR: u8 = FIRST_VECTOR + 1;
+
+    #[test]
+    fn a_vcpu_is_made_once_and_accepts_from_then_on() {
+        let vm = SoftwareVm::new(2).expect("a VM");
+        assert!(SoftwareVm::new(0).is_err() && SoftwareVm::new(MAX_VCPUS + 1).is_err());
+        let (posting, to) = (vm.posting(), Msi::fixed(1, VECTOR));
+        assert_eq!(posting.msi(&to), Err(InjectError::Blocked), "its LAPIC is not there");
+        let vcpu = vm.create_vcpu(VcpuId(1)).expect("a vCPU");
+        assert!(vm.create_vcpu(VcpuId(1)).expect_err("twice").to_string().contains("EEXIST"));
+        assert!(vm.create_vcpu(VcpuId(2)).expect_err("beyond").to_string().contains("EINVAL"));
+        assert_eq!(posting.msi(&Msi::fixed(0, VECTOR)), Err(InjectError::Blocked));
+        assert_eq!(posting.msi(&to).map(|accepted| accepted.coalesced), Ok(false));
+        assert_eq!(posting.msi(&to).map(|accepted| accepted.coalesced), Ok(true));
+        assert!(vcpu.is_requested(VECTOR) && !vcpu.is_requested(VECTOR + 1));
+        assert_eq!(vcpu.counts().pending, 1);
+    }
+
+    #[test]
+    fn what_is_cleared_is_counted_as_discarded() {
+        let vm = SoftwareVm::new(1).expect("a VM");
+        let mut vcpu = vm.create_vcpu(VcpuId(0)).expect("a vCPU");
+        for vector in [VECTOR, VECTOR + 7] {
+            vm.posting().msi(&Msi::fixed(0, vector)).expect("accepted");
+        }
+        vcpu.clear_requests();
+        assert!(!vcpu.is_requested(VECTOR) && !vcpu.is_requested(VECTOR + 7));
+        assert_eq!(vcpu.counts(), LapicCounts { discarded: 2, ..LapicCounts::default() });
+    }
+
+    /// From three threads to one stand-in, as fast as they can: nothing is lost, whether it halts or spins.
+    #[test]
+    fn every_post_is_taken_or_has_coalesced() {
+        const POSTS: u64 = 20_000;
+        for spin in [false, true] {
+            let (vm, guest) = (SoftwareVm::new(1).expect("a VM"), Guest::new().expect("memory"));
+            let vcpu = vm.create_vcpu(VcpuId(0)).expect("a vCPU");
+            let thread = StandIn::start(vcpu, guest.clone(), spin, NOWHERE).expect("a thread");
+            let sender = |number: u8| {
+                let posting = vm.posting();
+                move || {
+                    let to = Msi::fixed(0, VECTOR + number);
+                    let post = |_| posting.msi(&to).expect("accepted").coalesced;
+                    (0..POSTS).map(post).filter(|coalesced| *coalesced).count() as u64
+                }
+            };
+            let coalesced: u64 = std::thread::scope(|scope| {
+                let senders: Vec<_> = [0, 1, 1].map(|number| scope.spawn(sender(number))).into();
+                senders.into_iter().map(|sender| sender.join().expect("it posted")).sum()
+            });
+            let counts = thread.stop().expect("the account");
+            assert_eq!((counts.pending, counts.discarded), (0, 0), "it looks once more when it is stopped");
+            assert_eq!(counts.accepted() + coalesced, 3 * POSTS, "{counts:?}");
+            let handled = |number| guest.handled(VcpuId(0), VECTOR + number);
+            assert_eq!(handled(0) + handled(1), counts.taken, "each has its record");
+            assert!(handled(0) > 0 && handled(1) > 0);
+        }
+    }
+
+    #[test]
+    fn a_halted_stand_in_is_woken_by_one_post() {
+        let (vm, guest) = (SoftwareVm::new(1).expect("a VM"), Guest::new().expect("memory"));
+        let vcpu = vm.create_vcpu(VcpuId(0)).expect("a vCPU");
+        let thread = StandIn::start(vcpu, guest.clone(), false, NOWHERE).expect("a thread");
+        for run in 1..=50 {
+            // Time to halt; it has to be right also where it did not come to that.
+            std::thread::sleep(Duration::from_millis(1));
+            vm.posting().msi(&Msi::fixed(0, VECTOR)).expect("accepted");
+            let began = Instant::now();
+            while guest.handled(VcpuId(0), VECTOR) < run {
+                assert!(began.elapsed() < Duration::from_secs(20), "run {run} does not come");
+                std::thread::yield_now();
+            }
+        }
+        assert_eq!(thread.stop().expect("the account").taken, 50);
+    }
+
+    #[test]
+    fn a_stand_in_has_no_answer_to_an_init() {
+        const INIT: u32 = 5 << 8;
+        let (vm, guest) = (SoftwareVm::new(1).expect("a VM"), Guest::new().expect("memory"));
+        let vcpu = vm.create_vcpu(VcpuId(0)).expect("a vCPU");
+        let thread = StandIn::start(vcpu, guest, false, NOWHERE).expect("a thread");
+        let _accepted = vm.posting().msi(&Msi { data: INIT, ..Msi::fixed(0, 0) });
+        let began = Instant::now();
+        while !thread.has_ended() {
+            assert!(began.elapsed() < Duration::from_secs(20), "it goes on");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let error = thread.stop().expect_err("it ended by itself").to_string();
+        assert!(error.contains("vCPU 0") && error.contains("no guest code"), "{error}");
+    }
+}
