@@ -9,16 +9,32 @@
 //!
 //! Sources: Intel SDM 3A, the APIC chapter; Linux `arch/x86/kvm/lapic.c`.
 
+mod access;
 mod address;
 mod deliver;
+mod icr;
+mod lvt;
+mod mode;
 mod priority;
+mod registers;
+mod state;
+mod timer;
 
+pub use access::{MSR_APIC_BASE, MSR_TSC_DEADLINE, PAGE};
 pub use address::{Address, Destination, X2APIC_BROADCAST, XAPIC_BROADCAST};
 pub use deliver::{Delivery, FIRST_VECTOR, Interrupt, Request, deliver, deliver_msi};
+pub use lvt::{LocalDelivery, Lvt};
+pub use mode::Event;
 pub use priority::Eoi;
+pub use registers::Written;
+pub use state::Interrupts;
+pub use timer::{Deadline, Time};
 
-use crate::ioapic::VectorSet;
-use crate::sync::{Events, PostedVcpu};
+use crate::ioapic::{VectorSet, Version};
+use crate::prim::{Mutation, planted};
+use crate::sync::{Harvest, PostedVcpu};
+use core::fmt;
+use timer::Timer;
 
 /// SVR: the APIC is software-enabled.
 const SVR_ENABLED: u32 = 1 << 8;
@@ -44,6 +60,18 @@ pub enum Role {
     /// An application processor: waits for a start-up IPI.
     Ap,
 }
+
+/// #GP(0): what the guest tried is refused, and nothing has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault;
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("general protection fault: the guest's access to its local APIC is not allowed")
+    }
+}
+
+impl core::error::Error for Fault {}
 
 /// What became of the interrupts, in interrupts. With what senders counted as `accepted` and `coalesced`, always:
 /// `accepted + local = taken + coalesced (the sender's) + coalesced + local_coalesced + pending + discarded`.
@@ -73,17 +101,35 @@ pub struct Lapic {
     counts: Counts,
     /// Vectors whose EOI is broadcast though they were edges.
     eoi_exits: VectorSet,
-    // Set-up.
-    id: u32,
+    // Beside the IRR.
+    waits_for_sipi: bool,
+    init_pending: bool,
+    startup: Option<u8>,
+    nmi_pending: bool,
+    /// Its handler runs.
+    nmi_blocked: bool,
+    // Registers.
     mode: Mode,
+    base: u64,
     ldr: u32,
     dfr: u32,
+    esr: u32,
+    /// Errors since the ESR was written last.
+    errors: u32,
+    icr_low: u32,
+    icr_high: u32,
+    lvt: [u32; lvt::ENTRIES],
+    timer: Timer,
+    // Set-up.
+    id: u32,
+    role: Role,
+    eoi_suppression: bool,
 }
 
 impl Lapic {
     /// As it comes out of reset: xAPIC mode, software-disabled.
     #[must_use]
-    pub const fn new(id: u32, _role: Role) -> Self {
+    pub const fn new(id: u32, role: Role) -> Self {
         Self {
             irr: VectorSet::EMPTY,
             isr: VectorSet::EMPTY,
@@ -92,11 +138,32 @@ impl Lapic {
             svr: SVR_RESET,
             counts: Counts { taken: 0, coalesced: 0, discarded: 0, local: 0, local_coalesced: 0 },
             eoi_exits: VectorSet::EMPTY,
-            id,
+            waits_for_sipi: matches!(role, Role::Ap),
+            init_pending: false,
+            startup: None,
+            nmi_pending: false,
+            nmi_blocked: false,
             mode: Mode::XApic,
+            base: mode::DEFAULT_BASE,
             ldr: 0,
             dfr: DFR_RESET,
+            esr: 0,
+            errors: 0,
+            icr_low: 0,
+            icr_high: 0,
+            lvt: [lvt::MASKED; lvt::ENTRIES],
+            timer: Timer::RESET,
+            id,
+            role,
+            eoi_suppression: false,
         }
+    }
+
+    /// Beside this I/O APIC. Only with an EOI register there may a guest do without EOI broadcasts (SVR\[12\]).
+    #[must_use]
+    pub const fn beside(mut self, ioapic: Version) -> Self {
+        self.eoi_suppression = matches!(ioapic, Version::V20);
+        self
     }
 
     /// What other threads may post to: new, at this APIC's address.
@@ -112,20 +179,36 @@ impl Lapic {
         Address::new(self.id, self.mode, enabled, self.ldr, self.dfr)
     }
 
-    /// Sets mode and software enable as a host does for a vCPU that starts without firmware: no rule of a guest's applies.
+    /// Sets mode and software enable as a host does for a vCPU that starts without firmware: it runs, and no rule of a guest's
+    /// applies.
     pub fn set_up(&mut self, vcpu: &PostedVcpu, mode: Mode, software_enabled: bool) {
         self.mode = mode;
-        self.svr = if software_enabled { self.svr | SVR_ENABLED } else { self.svr & !SVR_ENABLED };
+        self.waits_for_sipi = false;
+        self.set_svr(if software_enabled { self.svr | SVR_ENABLED } else { self.svr & !SVR_ENABLED });
         vcpu.publish(self.address().bits());
     }
 
-    /// Takes over what was posted. The owner's thread, before each [`take`](Self::take); one load when nothing was.
+    /// Takes over what was posted. The owner's thread, before each [`take`](Self::take); one load when nothing was. Then look
+    /// at [`event`](Self::event).
     #[inline]
-    #[must_use = "INIT, SIPI and NMI are the vCPU's"]
-    pub fn harvest(&mut self, vcpu: &PostedVcpu) -> Events {
-        let Some(harvest) = vcpu.posted().harvest() else { return Events::default() };
-        self.accept(&harvest);
-        harvest.events
+    pub fn harvest(&mut self, vcpu: &PostedVcpu) {
+        if let Some(harvest) = vcpu.posted().harvest() {
+            self.accept(vcpu, &harvest);
+        }
+    }
+
+    fn accept(&mut self, vcpu: &PostedVcpu, harvest: &Harvest) {
+        if !harvest.events.is_empty() {
+            self.accept_events(vcpu, harvest.events);
+        }
+        let discard = harvest.events.init() && !planted(Mutation::InitKeepsPir) || self.mode == Mode::Off;
+        if discard { self.discard(harvest) } else { self.request(harvest) }
+    }
+
+    /// What a model's twin harvested.
+    #[cfg(loom)]
+    pub fn accept_twin(&mut self, vcpu: &PostedVcpu, harvest: &Harvest) {
+        self.accept(vcpu, harvest);
     }
 
     /// The vectors whose EOI has to reach the I/O APIC whatever their trigger mode was: [`crate::ioapic::Ioapic::eoi_vectors`].

@@ -1,11 +1,9 @@
 //! Priorities: what is taken when, and what an EOI ends (SDM 8.3 to 8.5).
 
-use super::Lapic;
+use super::{Lapic, registers::SVR_NO_EOI_BROADCAST};
 use crate::ioapic::VectorSet;
+use crate::prim::{Mutation, planted};
 use crate::sync::{Harvest, POSTED_WORDS};
-
-/// SVR: EOIs are not broadcast.
-const SVR_NO_EOI_BROADCAST: u32 = 1 << 12;
 
 /// The end of an interrupt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +28,8 @@ impl Lapic {
     #[inline]
     #[must_use]
     pub fn takeable(&self) -> Option<u8> {
-        self.irr.highest().filter(|vector| vector >> 4 > self.ppr() >> 4)
+        let vector = self.irr.highest()?;
+        (vector >> 4 > self.ppr() >> 4 && !self.waits_for_sipi).then_some(vector)
     }
 
     /// Takes the next interrupt into service. Whether the vCPU lets interrupts in (IF) the caller knows.
@@ -53,16 +52,25 @@ impl Lapic {
     }
 
     /// Moves a harvest into IRR and TMR. A level wins over an edge: an EOI too many hurts nobody, a missed one is a dead line.
-    pub(super) fn accept(&mut self, harvest: &Harvest) {
+    #[inline]
+    pub(super) fn request(&mut self, harvest: &Harvest) {
         let (mut irr, mut tmr) = (self.irr.words(), self.tmr.words());
         for word in 0..POSTED_WORDS {
             let (edge, level) = (harvest.edge[word], harvest.level[word]);
-            let coalesced = (edge & level).count_ones() + ((edge | level) & irr[word]).count_ones();
-            self.counts.coalesced += u64::from(coalesced);
+            let in_irr = if planted(Mutation::CountNotIrr) { 0 } else { (edge | level) & irr[word] };
+            self.counts.coalesced += u64::from((edge & level).count_ones() + in_irr.count_ones());
             irr[word] |= edge | level;
-            tmr[word] = tmr[word] & !edge | level;
+            let (clear, set) =
+                if planted(Mutation::EdgeWins) { (edge, level & !edge) } else { (edge, level) };
+            tmr[word] = tmr[word] & !clear | set;
         }
         self.irr = VectorSet::from_words(irr);
         self.tmr = VectorSet::from_words(tmr);
+    }
+
+    /// Counts a harvest as lost on purpose.
+    pub(super) fn discard(&mut self, harvest: &Harvest) {
+        let words = harvest.edge.iter().chain(&harvest.level);
+        self.counts.discarded += words.map(|word| u64::from(word.count_ones())).sum::<u64>();
     }
 }

@@ -260,6 +260,13 @@ impl Posted {
         }
     }
 
+    /// Takes everything out of the maps and drops it; how many interrupts that was. Events stay. The owner's thread only.
+    pub fn discard(&self) -> u32 {
+        // Relaxed: nobody acts on what is dropped. ON stays, so a post behind this is harvested.
+        let maps = self.edge.pir.iter().chain(&self.level.pir);
+        maps.map(|word| word.swap(0, Ordering::Relaxed).count_ones()).sum()
+    }
+
     /// The owner has nothing to take and wants to halt. Its thread only, after a [`harvest`](Self::harvest).
     ///
     /// From [`Idle::Sleep`] on a post returns a [`Wake`]; the next harvest ends that.
@@ -314,6 +321,13 @@ impl Posted {
         let (word, bit) = (usize::from(vector / 64), 1 << (vector % 64));
         // Acquire: pairs with the Release in `post`.
         [&self.edge.pir[word], &self.level.pir[word]].iter().any(|map| map.load(Ordering::Acquire) & bit != 0)
+    }
+
+    /// The first word of each map, for the models' twins, beside [`word`](Self::word) with `ON` in bit 0.
+    #[cfg(loom)]
+    #[must_use]
+    pub fn maps(&self) -> [&AtomicU64; 2] {
+        [&self.edge.pir[0], &self.level.pir[0]]
     }
 
     /// How many interrupts are posted and not harvested, a vector in both maps as two. Of a parked owner, as
