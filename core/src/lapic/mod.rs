@@ -237,7 +237,7 @@ impl Lapic {
     /// Takes out all that waits, in the IRR and posted, and counts it as discarded: of a parked vCPU. What is in service
     /// stays.
     pub fn discard_requests(&mut self, vcpu: &PostedVcpu) {
-        let _events = self.harvest(vcpu);
+        self.harvest(vcpu);
         self.counts.discarded += u64::from(self.irr.len());
         self.irr = VectorSet::EMPTY;
     }

@@ -73,14 +73,16 @@ impl Vcpu {
     /// Takes over what was posted.
     ///
     /// # Errors
-    /// INIT, SIPI or NMI: a vCPU that runs no code has no answer to them.
+    /// INIT, start-up or NMI: a vCPU that runs no code has no answer to them.
     #[inline]
     pub(super) fn harvest(&mut self) -> Result<()> {
-        let events = self.lapic.harvest(&self.vcpus[self.id.0 as usize]);
-        if events.is_empty() {
-            return Ok(());
+        self.lapic.harvest(&self.vcpus[self.id.0 as usize]);
+        match self.lapic.event() {
+            None => Ok(()),
+            Some(event) => {
+                Err(Error::new(format!("vCPU {}: {event:?}, and no guest code to handle it", self.id.0)))
+            }
         }
-        Err(Error::new(format!("vCPU {}: {events:?}, and no guest code to handle it", self.id.0)))
     }
 
     /// The highest vector that waits and may be taken.
