@@ -26,8 +26,8 @@ pub enum Vm {
 pub enum Vcpu {
     /// KVM's.
     Kvm(VcpuFd),
-    /// The software machine's.
-    Software(software::Vcpu),
+    /// The software machine's, its LAPIC with it.
+    Software(Box<software::Vcpu>),
 }
 
 /// A vCPU's thread. Dropping it stops it.
@@ -96,7 +96,7 @@ impl Vm {
     pub fn create_vcpu(&self, id: VcpuId) -> Result<Vcpu> {
         match self {
             Self::Kvm(vm) => vm.create_vcpu(id).map(Vcpu::Kvm),
-            Self::Software(vm) => vm.create_vcpu(id).map(Vcpu::Software),
+            Self::Software(vm) => vm.create_vcpu(id).map(|vcpu| Vcpu::Software(Box::new(vcpu))),
         }
     }
 
@@ -166,7 +166,7 @@ impl Vcpu {
                 Ok(Started { vcpu: RunningVcpu::Kvm(thread), tsc_offset, warnings })
             }
             Self::Software(vcpu) => {
-                let thread = StandIn::start(vcpu, guest.clone(), idle == Idle::Spin, placement)?;
+                let thread = StandIn::start(*vcpu, guest.clone(), idle == Idle::Spin, placement)?;
                 let warnings = thread.lacking().to_vec();
                 Ok(Started { vcpu: RunningVcpu::StandIn(thread), tsc_offset: 0, warnings })
             }
