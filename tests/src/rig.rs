@@ -50,7 +50,9 @@ impl Accel {
         }
     }
 
-    const fn accelerator(self) -> Accelerator {
+    /// As the library has it.
+    #[must_use]
+    pub const fn accelerator(self) -> Accelerator {
         match self {
             Self::Kvm => Accelerator::Kvm,
             Self::Software => Accelerator::Software,

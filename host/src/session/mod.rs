@@ -172,29 +172,26 @@ impl Session {
         let figures = self.empty_figures();
         let poller = PollerThread::start(&interrupts, lane, *figures, config.poller_placement, "poller")?;
         self.warnings.extend_from_slice(poller.lacking());
-        let port = poller.port().clone();
+        let port = poller.port();
         let kind = match config.signals {
             Signals::Eventfd => {
                 let events = self.events()?;
                 for (vector, event) in events.iter().enumerate() {
-                    self.attached.push(interrupts.attach(
-                        Source::Event(event.clone()),
-                        gsi(vector),
-                        &port,
-                    )?);
+                    self.attached.push(interrupts.attach(Source::Event(event.clone()), gsi(vector), port)?);
                 }
-                Kind::Events { events, port: Some(port) }
+                Kind::Events { events, port: Some(port.clone()) }
             }
             Signals::Doorbell => {
                 let region = Region::new(self.vectors)?;
-                let watched = interrupts.add_region(&port, &region)?;
+                let watched = interrupts.add_region(port, &region)?;
                 for vector in 0..self.vectors {
                     let source = Source::Bell(watched.clone(), vector);
-                    self.attached.push(interrupts.attach(source, gsi(vector), &port)?);
+                    self.attached.push(interrupts.attach(source, gsi(vector), port)?);
                 }
                 Kind::Bells(Producer::new(region))
             }
         };
+        self.attached.iter().for_each(|id| port.wait_hooked(*id, std::thread::yield_now));
         self.poller = Some(poller);
         self.interrupts = Some(interrupts);
         Ok(Signaller { clock: self.clock, kind })

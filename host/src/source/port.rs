@@ -223,6 +223,15 @@ impl Port {
         self.wake.as_ref()
     }
 
+    /// Waits until `id`, which was attached, is watched: a signal made from then on has its time. Does not wait for a poller
+    /// that is gone.
+    pub fn wait_hooked(&self, id: SourceId, relax: impl Fn()) {
+        // Acquire: pairs with the Release in `set`.
+        while self.is_alive() && self.hooked[id.slot()].load(Ordering::Acquire) == Hooked::Asked as u8 {
+            relax();
+        }
+    }
+
     /// Waits until `id`, for which [`Command::Unhook`] was sent, is watched no more; cancels its poll if need be.
     pub fn wait_unhooked(&self, id: SourceId, relax: impl Fn()) {
         let mut cancelled = false;

@@ -8,12 +8,12 @@ use std::process::{Command, Output};
 
 tests! {
     shared [] => wrong_flags_and_values_are_named, a_guest_that_cannot_be_booted_is_refused,
-        device_commands_name_what_is_wrong;
+        device_commands_name_what_is_wrong, what_needs_kvm_is_refused_by_its_flag;
     shared [Need::NoPci] => a_list_without_a_pci_bus_is_refused;
     shared [Need::Pci] => the_list_has_every_function_of_this_machine;
     kvm [Need::Cpus(2)] => what_is_no_kernel_is_refused, what_cannot_be_is_refused_with_a_remedy;
     each [] => every_way_measures_its_stages_and_balances_its_ledger, the_log_holds_every_sample,
-        an_interrupt_drains_and_reports;
+        an_interrupt_drains_and_reports, the_accelerator_is_the_one_that_there_is;
 }
 
 fn pollvisor(arguments: &[&str]) -> Output {
@@ -103,18 +103,35 @@ fn number(value: &serde_json::Value, path: &str) -> u64 {
 }
 
 fn every_way_measures_its_stages_and_balances_its_ledger(accel: Accel) {
-    let polled = ["signal_to_seen", "seen_to_injected", "signal_to_accepted", "signal_to_handler"];
-    for (arguments, stages) in [
-        (&[][..], &polled[..]),
-        (&["--source", "doorbell", "--vectors", "3"], &polled),
-        (&["--delivery", "blocking"], &polled),
-        (&["--delivery", "irqfd"], &polled[2..]),
-        (&["--guest", "none"], &polled[..3]),
-        (&["--guest", "none", "--delivery", "irqfd"], &polled[2..3]),
-        (&["--guest-idle", "hlt-noexit"], &polled),
-        (&["--vectors", "300", "--guest-idle", "spin"], &polled),
-    ] {
+    let own = accel.accelerator();
+    let polled = [
+        "signal_to_seen",
+        own.seen_to_injected().key(),
+        own.signal_to_accepted().key(),
+        own.signal_to_handler().key(),
+    ];
+    let ways: [(&[&str], &[&str], bool); 8] = [
+        (&[], &polled, true),
+        (&["--source", "doorbell", "--vectors", "3"], &polled, true),
+        (&["--delivery", "blocking"], &polled, true),
+        (&["--delivery", "irqfd"], &polled[2..], false),
+        (&["--guest", "none"], &polled[..3], true),
+        (&["--guest", "none", "--delivery", "irqfd"], &polled[2..3], false),
+        (&["--guest-idle", "hlt-noexit"], &polled, false),
+        (&["--vectors", "300", "--guest-idle", "spin"], &polled, true),
+    ];
+    for (arguments, stages, everywhere) in ways {
+        if !everywhere && accel != Accel::Kvm {
+            continue;
+        }
         let result = json(accel, arguments);
+        assert_eq!(result["machine"]["accelerator"], accel.name());
+        assert_eq!(result.get("lapic").is_some(), accel == Accel::Software, "KVM's does not tell");
+        if let Some(lapic) = result.get("lapic") {
+            let parts = ["/taken", "/coalesced", "/pending", "/discarded"].map(|part| number(lapic, part));
+            assert_eq!(parts.iter().sum::<u64>(), number(lapic, "/accepted"), "{arguments:?}: {lapic}");
+            assert!(number(lapic, "/accepted") > 0);
+        }
         let ledger = |key: &str| number(&result, &format!("/ledger/{key}"));
         assert!(ledger("sent") > 0, "{arguments:?}");
         assert_eq!(
@@ -153,6 +170,39 @@ fn every_way_measures_its_stages_and_balances_its_ledger(accel: Accel) {
             assert!(result["machine"].get(key).is_some(), "{key}");
         }
     }
+}
+
+fn the_accelerator_is_the_one_that_there_is(accel: Accel) {
+    let common = ["run", "--duration", "100ms", "--warm-up", "0"];
+    let output = pollvisor(&[&common[..], &["--json"]].concat());
+    let result: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let auto = if Accel::Kvm.missing().is_none() { Accel::Kvm } else { Accel::Software };
+    assert_eq!(result["machine"]["accelerator"], auto.name());
+    let no_kvm = result["machine"]["warnings"].to_string().contains("no KVM here: opening /dev/kvm");
+    assert_eq!(no_kvm, auto == Accel::Software, "why not, and what to do, is told");
+
+    let headline = accel.accelerator().headline();
+    let output = pollvisor(&[&common[..], accel.flags()].concat());
+    let (told, said) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert_eq!(told.lines().next(), Some(headline), "{told}{said}");
+    assert_eq!(said.contains("SIMULATED"), accel == Accel::Software, "{said}");
+}
+
+fn what_needs_kvm_is_refused_by_its_flag() {
+    for flags in [
+        "--kernel /boot/vmlinuz",
+        "--device host=ffff:ff:1f.7",
+        "--delivery irqfd",
+        "--hand-over 1ms",
+        "--guest-idle hlt-noexit",
+        "--overcommit cpu-pm=on",
+        "--halt-poll 1000",
+    ] {
+        let words: Vec<_> = flags.split(' ').collect();
+        let arguments = [&["run", "--accel", "software"][..], &words].concat();
+        refused(&arguments, &[words[0], "needs KVM: the software machine", "try: --accel kvm"]);
+    }
+    refused(&["devices", "test", "ffff:ff:1f.7", "--accel", "software"], &["devices test needs KVM"]);
 }
 
 fn the_log_holds_every_sample(accel: Accel) {
