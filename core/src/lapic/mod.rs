@@ -18,6 +18,8 @@ mod mode;
 mod priority;
 mod registers;
 mod state;
+#[cfg(all(test, not(loom)))]
+mod tests;
 mod timer;
 
 pub use access::{MSR_APIC_BASE, MSR_TSC_DEADLINE, PAGE};
