@@ -11,10 +11,14 @@
 
 mod access;
 mod address;
+#[cfg(all(test, not(loom)))]
+mod against_model;
 mod deliver;
 mod icr;
 mod lvt;
 mod mode;
+#[cfg(all(test, not(loom)))]
+mod model;
 mod priority;
 mod registers;
 mod state;
