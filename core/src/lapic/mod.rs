@@ -11,13 +11,19 @@
 
 mod access;
 mod address;
+#[cfg(all(test, not(loom)))]
+mod against_model;
 mod deliver;
 mod icr;
 mod lvt;
 mod mode;
+#[cfg(all(test, not(loom)))]
+mod model;
 mod priority;
 mod registers;
 mod state;
+#[cfg(all(test, not(loom)))]
+mod tests;
 mod timer;
 
 pub use access::{MSR_APIC_BASE, MSR_TSC_DEADLINE, PAGE};

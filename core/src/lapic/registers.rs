@@ -49,7 +49,7 @@ pub enum Written {
     Nothing,
     /// An interrupt ended.
     Eoi(Eoi),
-    /// [`deliver`](super::deliver) this.
+    /// [`deliver`](super::deliver()) this.
     Ipi(Interrupt),
 }
 

@@ -1,5 +1,5 @@
 //! A program of pollvisor-core alone: no std, no allocator, no C library. It binds an event to a GSI, makes a pass, and
-//! exits with 0 if the interrupt arrived.
+//! exits with 0 if a local APIC took the interrupt.
 #![no_std]
 #![no_main]
 
@@ -8,16 +8,18 @@ use core::cell::Cell;
 use pollvisor_core::ids::{EventKey, Gsi, SourceId};
 use pollvisor_core::inject::{Accepted, Inject, InjectError, LineSource};
 use pollvisor_core::irqfd::{Assign, AssignError, Bindings, Host, Irqfds, Outcome, Slot};
+use pollvisor_core::lapic::{Delivery, Lapic, Mode, Role, deliver_msi};
 use pollvisor_core::poll::{Observer, Poller};
 use pollvisor_core::route::{Chip, Irqchip, Msi, RawRoute};
 use pollvisor_core::source::{Drained, Fired, Source};
+use pollvisor_core::sync::PostedVcpu;
 
-/// The eventfd, the poller's observer and the guest, all in one.
+/// The eventfd, the poller's observer and the vCPU, all in one.
 struct World {
     bindings: Bindings,
     hooked: Cell<Option<SourceId>>,
     signals: Cell<u64>,
-    vector: Cell<u8>,
+    vcpu: PostedVcpu,
 }
 
 impl Host for World {
@@ -41,8 +43,10 @@ impl Host for World {
 
 impl Inject for World {
     fn msi(&self, msi: &Msi) -> Result<Accepted, InjectError> {
-        self.vector.set(msi.vector());
-        Ok(Accepted::default())
+        match deliver_msi(core::slice::from_ref(&self.vcpu), msi, |_| ()) {
+            Delivery::Accepted { apics, coalesced } => Ok(Accepted { coalesced: apics == coalesced }),
+            Delivery::Blocked => Err(InjectError::Blocked),
+        }
     }
     fn pin(&self, _: Chip, _: u32, _: bool, _: LineSource) -> Result<(), InjectError> {
         Err(InjectError::Blocked)
@@ -74,20 +78,25 @@ impl Observer for &World {
 }
 
 fn arrives() -> Option<bool> {
+    let mut lapic = Lapic::new(0, Role::Bsp);
     let mut world = World {
         bindings: Bindings::new(),
         hooked: Cell::new(None),
         signals: Cell::new(0),
-        vector: Cell::new(0),
+        vcpu: lapic.posted_vcpu(),
     };
+    lapic.set_up(&world.vcpu, Mode::X2Apic, true);
     let irqfds = Irqfds::new([(); 4].map(|()| Slot::new()), Irqchip::Split, true);
     irqfds.set_routes(&world, 0, &[RawRoute::msi(Gsi(30), Msi::fixed(0, 0x55))]).ok()?;
-    irqfds.assign(&world, &world, Assign { key: EventKey(1), gsi: Gsi(30), resample: None, slot: None }).ok()?;
+    irqfds
+        .assign(&world, &world, Assign { key: EventKey(1), gsi: Gsi(30), resample: None, slot: None })
+        .ok()?;
     world.signals = Cell::new(1);
     let mut poller = Poller::new(&irqfds)?;
     // One signal, one event, and it is the route's.
     let events = poller.pass(&mut { &world }, &world, &mut { &world });
-    Some(events == 1 && world.vector.get() == 0x55)
+    lapic.harvest(&world.vcpu);
+    Some(events == 1 && lapic.take() == Some(0x55) && lapic.eoi()?.vector == 0x55)
 }
 
 // The stack is 16-byte aligned at entry; `begin` expects a return address on it.

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 const VECTOR: u8 = 0x21;
 const OTHER: u8 = 0x31;
+const SVR: u32 = 0x80f;
 
 struct Parking {
     vcpu: Vcpu,
@@ -83,8 +84,8 @@ fn fixed(destination: Destination) -> Interrupt {
     Interrupt { destination, lowest_priority: false, request }
 }
 
-/// L8. An x2APIC is switched off against two interrupts. One is for it; one is to 0xff, which would be everybody's in xAPIC
-/// mode, as which half of a change would look.
+/// L8. An x2APIC is disabled by software, then switched off, against interrupts. Some are for it; one is to 0xff, which is
+/// everybody's in xAPIC mode: that is what half of the last change would look like.
 fn switching() {
     let (vcpu, mut lapic) = Vcpu::new();
     let vcpu = Arc::new(vcpu);
@@ -101,6 +102,8 @@ fn switching() {
             }
         }
     });
+    let disabled = lapic.write_msr(&vcpu.shared, SVR, 0xff, Time::default());
+    assert!(disabled.is_ok());
     if planted(Mutation::AddressInTwo) {
         let mut half = Lapic::new(0, Role::Bsp);
         half.set_up(&vcpu.shared, Mode::XApic, true);
