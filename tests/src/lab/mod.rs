@@ -3,9 +3,11 @@
 
 pub mod assigned;
 pub mod devices;
+pub mod drive;
 pub mod in_guest;
 pub mod linux;
 pub mod monitor;
+pub mod percpu;
 pub mod runner;
 pub mod scenarios;
 pub mod trace;
