@@ -5,7 +5,7 @@ use super::boot::{Boot, boot};
 use crate::lab::{Need, Scenario, linux};
 use pollvisor::error::{Error, Result};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 /// Seconds for one scenario, and what a machine may take beside.
 const LIMIT: u64 = 200;
@@ -75,6 +75,9 @@ impl Machine {
         if needs(Need::Benchmark) {
             run(cargo().args(["build", "--release", "-p", "pollvisor-bench"]))?;
             machine.files.push(beside("pollvisor-bench")?);
+        }
+        if needs(Need::Integration) {
+            machine.files.push(integration(&machine.folder)?);
         }
         if needs(Need::Linux) {
             let kernel = cache.join("kernel").join(&options.kernel);
@@ -148,6 +151,31 @@ fn beside(name: &str) -> Result<PathBuf> {
 
 fn programs() -> Result<Vec<PathBuf>> {
     ["lab", "pollvisor"].into_iter().map(beside).collect()
+}
+
+/// The integration tests as `cargo test --workspace` builds them, without what only a debugger wants, in `folder`.
+fn integration(folder: &Path) -> Result<PathBuf> {
+    const NAME: &str = "integration";
+    let mut command = cargo();
+    command.args([
+        "test",
+        "--workspace",
+        "--test",
+        NAME,
+        "--no-run",
+        "--message-format=json-render-diagnostics",
+    ]);
+    let output =
+        command.stderr(Stdio::inherit()).output().map_err(|e| Error::os(format!("{command:?}"), &e))?;
+    let messages = serde_json::Deserializer::from_slice(&output.stdout).into_iter::<serde_json::Value>();
+    let built = messages
+        .map_while(std::result::Result::ok)
+        .filter(|message| message["target"]["name"] == NAME)
+        .find_map(|message| message["executable"].as_str().map(PathBuf::from))
+        .ok_or_else(|| Error::new(format!("{command:?}: {}", output.status)))?;
+    let file = folder.join(NAME);
+    run(Command::new("strip").arg("-o").arg(&file).arg(&built))?;
+    Ok(file)
 }
 
 fn lab(script: &Path) -> Command {
