@@ -3,7 +3,7 @@
 use crate::common::{Bench, Findings, Goal, OutputArgs};
 use crate::rounds::{Field, Turn};
 use crate::table;
-use crate::way::{Cpus, Path};
+use crate::way::{Cpus, HAS_RIVALS, Path, without_rivals};
 use pollvisor::error::Result;
 use pollvisor::source::DEFAULT_PER_CONTEXT;
 use std::process::ExitCode;
@@ -27,7 +27,7 @@ pub struct PathsArgs {
     /// Eventfds that share an AIO context
     #[arg(long, default_value_t = DEFAULT_PER_CONTEXT, value_name = "N")]
     per_context: usize,
-    /// Measure what other VMMs are made of, too: event-manager, tokio, io_uring
+    /// Measure what other VMMs are made of, too: event-manager, tokio, io_uring (a build with `--features rivals`)
     #[arg(long)]
     rivals: bool,
     #[command(flatten)]
@@ -39,6 +39,9 @@ pub struct PathsArgs {
 /// # Errors
 /// What kept it from being done.
 pub fn run(args: &PathsArgs) -> Result<ExitCode> {
+    if args.rivals && !HAS_RIVALS {
+        return Err(without_rivals("--rivals"));
+    }
     let bench = Bench::begin(&args.output)?;
     let cpus = Cpus::of(&bench.cpus, 1)?;
     cpus.producer(0).apply("the producer")?;

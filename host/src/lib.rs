@@ -7,6 +7,7 @@ pub mod bus;
 pub mod chips;
 pub mod cli;
 pub mod clock;
+pub mod command;
 mod complaints;
 pub mod devices;
 pub mod error;

@@ -2,7 +2,7 @@
 //! result is what a reference, as plain as it can be, says. None may panic otherwise.
 //!
 //! Three ways in: `tests/fuzz` for a fuzzer that sees coverage, `cargo run -p pollvisor-tests --bin fuzz` for any
-//! machine, `tests/tests/fuzz.rs` for a few thousand inputs with the other tests. All take the same bytes, so an input
+//! machine, `tests/tests/integration/fuzz.rs` for a few thousand inputs with the other tests. All take the same bytes, so an input
 //! found by one fails the others.
 
 mod bytes;

@@ -9,6 +9,8 @@ pub mod lab;
 #[cfg(loom)]
 pub mod model;
 #[cfg(not(loom))]
+pub mod note;
+#[cfg(not(loom))]
 pub mod pci;
 pub mod races;
 #[cfg(not(loom))]

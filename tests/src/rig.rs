@@ -1,34 +1,66 @@
-//! Fixtures on real KVM: guests whose LAPICs only accept, on whatever CPUs the machine has.
+//! Fixtures of the interrupt path: guests whose LAPICs only accept, by each accelerator, on whatever CPUs the machine has.
 
 use pollvisor::clock::Clock;
 use pollvisor::pin::{Placement, available};
 use pollvisor::record::Figures;
 use pollvisor::session::{Delivery, Session, SessionConfig, Signaller, Signals};
 use pollvisor::source::Backend;
-use pollvisor::vm::Idle;
+use pollvisor::vm::{Idle, Vm, VmConfig};
 use pollvisor_core::irqfd::Outcome;
 use std::time::{Duration, Instant};
 
-/// Why there is nothing to test on here, if so. Printed by the tests that are skipped for it.
-#[must_use]
-pub fn no_kvm() -> Option<String> {
-    pollvisor::sys::kvm::Kvm::open().err().map(|error| error.to_string())
+/// What runs a guest's virtual CPUs and takes its interrupts. The one place that knows how to ask for which.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accel {
+    /// The kernel's.
+    Kvm,
+    /// Threads of this process, where there is no other.
+    Software,
 }
 
-/// Leaves a test that needs KVM, saying why, where there is none.
-#[macro_export]
-macro_rules! needs_kvm {
-    () => {
-        if let Some(why) = $crate::rig::no_kvm() {
-            println!("SKIPPED: {why}");
-            return;
+impl Accel {
+    /// Every test of the path is run on each of these.
+    pub const ALL: [Self; 2] = [Self::Kvm, Self::Software];
+
+    /// Its name, as the command has it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Kvm => "kvm",
+            Self::Software => "software",
         }
-    };
+    }
+
+    /// Why this machine does not have it; `None`: it has.
+    #[must_use]
+    pub fn missing(self) -> Option<String> {
+        match self {
+            Self::Kvm => pollvisor::sys::kvm::Kvm::open().err().map(|error| error.to_string()),
+            Self::Software => Some("pollvisor has no software machine yet".into()),
+        }
+    }
+
+    /// The command's flags that ask for it.
+    #[must_use]
+    pub const fn flags(self) -> &'static [&'static str] {
+        match self {
+            Self::Kvm => &[],
+            Self::Software => &["--accel", "software"],
+        }
+    }
+
+    /// A virtual machine, without memory.
+    #[must_use]
+    pub fn vm(self, config: &VmConfig) -> Vm {
+        assert_eq!(self, Self::Kvm, "there is no other yet");
+        Vm::new(config, None).expect("a VM")
+    }
 }
 
 /// A session without running vCPUs. The poller has the last CPU, like everywhere.
 #[must_use]
-pub fn accepting(vectors: usize, signals: Signals, delivery: Delivery) -> (Session, Signaller) {
+pub fn accepting(accel: Accel, vectors: usize, signals: Signals, delivery: Delivery) -> (Session, Signaller) {
+    assert_eq!(accel, Accel::Kvm, "there is no other yet");
     let config = SessionConfig {
         vectors,
         signals,

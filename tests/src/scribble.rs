@@ -157,7 +157,7 @@ pub fn seed() -> u64 {
     let clock =
         || SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |time| u64::from(time.subsec_nanos()) | 1);
     let seed = given.unwrap_or_else(clock);
-    println!("{SEED}={seed}");
+    crate::note!("{SEED}={seed}");
     seed
 }
 

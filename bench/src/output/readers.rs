@@ -4,17 +4,15 @@
 //! `READERS_CHROMIUM`.
 //! `READERS_KEEP` names a folder to leave the page and the log in, for looking at.
 
-use super::{FileArgs, Outputs, hgrm, hlog, html, json, keys, sample};
+use super::{Extra, FileArgs, Outputs, hgrm, hlog, html, json, keys, sample};
+use serde_json::Value;
 use std::path::Path;
 use std::process::Command;
 
-/// The program that the environment names; with none set, says that the test is skipped.
-fn program(variable: &str) -> Option<String> {
+/// The program that the environment names.
+fn program(variable: &str) -> String {
     let named = std::env::var(variable).ok().filter(|name| !name.is_empty());
-    if named.is_none() {
-        eprintln!("SKIPPED: {variable} is not set; bench/tests/readers.sh sets it");
-    }
-    named
+    named.unwrap_or_else(|| panic!("{variable} is not set; bench/tests/readers.sh sets it"))
 }
 
 fn run(command: &mut Command) -> (String, String) {
@@ -25,8 +23,9 @@ fn run(command: &mut Command) -> (String, String) {
 }
 
 #[test]
+#[ignore = "bench/tests/readers.sh sets up what it needs, and runs it"]
 fn python_reads_the_log_the_distributions_and_the_json() {
-    let Some(python) = program("READERS_PYTHON") else { return };
+    let python = program("READERS_PYTHON");
     let folder = tempfile::tempdir().unwrap();
     let results = sample::results();
     let args = FileArgs {
@@ -52,9 +51,58 @@ fn python_reads_the_log_the_distributions_and_the_json() {
     eprint!("{out}");
 }
 
+/// A document of nothing is as the schema says, too; and a schema that takes everything would show nothing.
 #[test]
+#[ignore = "bench/tests/readers.sh sets up what it needs, and runs it"]
+fn the_schema_takes_what_is_right_and_refuses_what_is_wrong() {
+    let (python, folder) = (program("READERS_PYTHON"), tempfile::tempdir().unwrap());
+    let schema = |document: &Value| {
+        let file = folder.path().join("document.json");
+        std::fs::write(&file, document.to_string()).unwrap();
+        let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let mut command = Command::new(&python);
+        let output =
+            command.arg(here.join("tests/schema.py")).arg(here.join("schema.json")).arg(file).output();
+        let output = output.unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        match output.status.code() {
+            Some(0) => None,
+            Some(1) if said.contains("document.json: ") => Some(said),
+            _ => panic!("{output:?}"),
+        }
+    };
+    let document =
+        || serde_json::from_str::<Value>(&json::json(&sample::results(), &sample::extra()).unwrap()).unwrap();
+    assert_eq!(schema(&document()), None);
+    let mut nothing = sample::results();
+    nothing.paths.clear();
+    (nothing.interrupted, nothing.errors) = (true, vec!["nothing was measured".into()]);
+    let nothing = json::json(&nothing, &Extra::default()).unwrap();
+    assert_eq!(schema(&serde_json::from_str(&nothing).unwrap()), None);
+    let wrong: [fn(&mut Value); 11] = [
+        |d| d["speed"] = 9.into(),
+        |d| d["goals"][0]["met"] = Value::Null,
+        |d| d["format"] = 2.into(),
+        |d| d["began"] = "yesterday".into(),
+        |d| drop(d["machine"].as_object_mut().unwrap().remove("tsc_khz")),
+        |d| d["paths"][0]["p50_ns"] = Value::Null,
+        |d| d["paths"][0]["ratio_ci95"] = serde_json::json!([1.0]),
+        |d| d["paths"][0]["load"]["kind"] = "ajar".into(),
+        |d| d["paths"][0]["ledger"]["sent"] = (-1).into(),
+        |d| d["paths"][0]["stages"]["signal_to_moon"] = d["paths"][0]["stages"]["signal_to_accepted"].clone(),
+        |d| d["paths"][0]["stages"]["signal_to_accepted"]["histogram"] = "not base64!".into(),
+    ];
+    for (at, edit) in wrong.into_iter().enumerate() {
+        let mut document = document();
+        edit(&mut document);
+        assert!(schema(&document).is_some(), "the edit {at} is taken");
+    }
+}
+
+#[test]
+#[ignore = "bench/tests/readers.sh sets up what it needs, and runs it"]
 fn hdrhistograms_own_processor_reads_the_log_as_the_distributions_have_it() {
-    let Some(jar) = program("READERS_JAR") else { return };
+    let jar = program("READERS_JAR");
     let folder = tempfile::tempdir().unwrap();
     let results = sample::results();
     let log = folder.path().join("out.hlog");
@@ -100,8 +148,9 @@ document.body.setAttribute('data-probe', JSON.stringify({
 </script>";
 
 #[test]
+#[ignore = "bench/tests/readers.sh sets up what it needs, and runs it"]
 fn chromium_draws_the_page_in_both_colour_schemes() {
-    let Some(chromium) = program("READERS_CHROMIUM") else { return };
+    let chromium = program("READERS_CHROMIUM");
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("page.html");
     let page = html::html(&sample::results(), &sample::extra());
@@ -124,7 +173,7 @@ fn chromium_draws_the_page_in_both_colour_schemes() {
         let console: Vec<_> = log.lines().filter(|line| line.contains(":CONSOLE")).collect();
         assert!(console.is_empty(), "{console:?}");
         let probe = dom.split_once("data-probe=\"").expect("the probe ran").1.split_once('"').unwrap().0;
-        let probe: serde_json::Value = serde_json::from_str(&probe.replace('\'', "\"")).unwrap();
+        let probe: Value = serde_json::from_str(&probe.replace('\'', "\"")).unwrap();
         assert_eq!(probe["dark"], dark, "{probe}");
         let drawn = page.matches("<svg").count();
         assert_eq!(probe["svgs"], drawn, "{probe}");

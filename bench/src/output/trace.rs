@@ -183,13 +183,10 @@ mod tests {
     }
 
     #[test]
+    #[ignore = "needs /dev/kvm; where it is, .ci/run runs the ignored ones"]
     fn a_real_pollers_flight_makes_a_trace() {
         use pollvisor::session::{Delivery, Session, SessionConfig, Signals};
         use pollvisor::{clock::Clock, pin::Placement, record::Figures, source::Backend, vm::Idle};
-        if std::fs::File::options().write(true).open("/dev/kvm").is_err() {
-            eprintln!("SKIPPED: /dev/kvm cannot be opened");
-            return;
-        }
         let config = SessionConfig {
             vectors: 8,
             signals: Signals::Doorbell,

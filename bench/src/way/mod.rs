@@ -5,6 +5,7 @@ mod irqfd;
 mod lanes;
 #[cfg(test)]
 mod live;
+#[cfg(feature = "rivals")]
 mod rival;
 mod trigger;
 
@@ -166,6 +167,16 @@ pub trait Way {
     fn stop(self: Box<Self>) -> Result<()>;
 }
 
+/// Whether this build can measure the ways of other VMMs.
+pub const HAS_RIVALS: bool = cfg!(feature = "rivals");
+
+/// What was asked for is not in this build.
+#[must_use]
+pub fn without_rivals(what: &str) -> Error {
+    Error::new(format!("{what}: this build is without the rivals"))
+        .remedy("cargo run --release -p pollvisor-bench --features rivals -- ...")
+}
+
 /// Sets a way up; a trigger for every producer.
 ///
 /// # Errors
@@ -192,7 +203,10 @@ pub fn start(config: &Config, clock: Clock) -> Result<(Box<dyn Way>, Vec<Trigger
             let (lanes, triggers) = Lanes::start(config, 0, clock)?;
             Ok((Box::new(lanes), triggers))
         }
+        #[cfg(feature = "rivals")]
         _ => rival::start(config, clock),
+        #[cfg(not(feature = "rivals"))]
+        path => Err(without_rivals(path.key())),
     }
 }
 

@@ -67,9 +67,19 @@ impl Function<'_> {
     }
 }
 
-/// What is wrong with the table; empty when nothing is. `root` is the workspace's.
+/// Where the tests are that are registered, not marked.
+const INTEGRATION: &str = "tests/tests/integration/";
+
+/// The name that a test of such a file is registered by.
+fn name(file: &str, test: &str) -> Option<String> {
+    let module = file.strip_prefix(INTEGRATION)?.strip_suffix(".rs")?.trim_end_matches("/mod");
+    Some(format!("{}::{test}", module.replace('/', "::")))
+}
+
+/// What is wrong with the table; empty when nothing is. `root` is the workspace's, `registered` has the names of the
+/// integration tests, without their accelerators.
 #[must_use]
-pub fn faults(root: &Path) -> Vec<String> {
+pub fn faults(root: &Path, registered: &[String]) -> Vec<String> {
     let mut faults = Vec::new();
     let mut sources = Sources { root, read: HashMap::new() };
     if !catalogue().map(|race| race.number).eq(1..=COUNT) {
@@ -81,7 +91,7 @@ pub fn faults(root: &Path) -> Vec<String> {
             faults.push(format!("race {number}: an empty row"));
         }
         for cover in covers {
-            if let Err(why) = examine(cover, &mut sources) {
+            if let Err(why) = examine(cover, &mut sources, registered) {
                 faults.push(format!("race {number}: {why}"));
             }
         }
@@ -89,13 +99,18 @@ pub fn faults(root: &Path) -> Vec<String> {
     faults
 }
 
-fn examine(cover: &Cover, sources: &mut Sources<'_>) -> Result<(), String> {
+fn examine(cover: &Cover, sources: &mut Sources<'_>, registered: &[String]) -> Result<(), String> {
     let (Cover::Model { file, .. } | Cover::Test { file, .. } | Cover::ByConstruction { file, .. }) = *cover;
     let source = sources.get(file).ok_or_else(|| format!("{file} cannot be read"))?;
     let find = |name| function(source, name).ok_or_else(|| format!("{file} has no fn {name}"));
     match *cover {
         Cover::Test { test, .. } => {
-            let test = find(test)?;
+            let (name, test) = (name(file, test), find(test)?);
+            if let Some(name) = name {
+                return ensure(registered.contains(&name), || {
+                    format!("{file}: {name} is not among the tests")
+                });
+            }
             ensure(test.is_test() && !test.must_panic(), || format!("{file}: not a test that passes"))
         }
         Cover::Model { test: model, twin, mutation, .. } => {

@@ -171,7 +171,7 @@ pub(super) const RACES: &[Race] = &[
         rule: "ranges are checked without overflow",
         covers: &[
             test("core/src/line/tests/set_irqs.rs", "nothing_accepted_overflows"),
-            test("tests/tests/fuzz.rs", "irq_set"),
+            test("tests/tests/integration/fuzz.rs", "irq_set"),
         ],
     },
 ];

@@ -1,7 +1,12 @@
 //! A short run of the differential against the kernel; the `differential` binary makes long ones.
-#![cfg(not(loom))]
 
+use crate::harness::tests;
 use pollvisor_tests::differential::{self, Half};
+use pollvisor_tests::note;
+
+tests! {
+    kvm [] => irqfds_and_routes_do_what_the_kernels_do, the_ioapic_does_what_the_kernels_does;
+}
 
 const STEPS: u64 = 10_000;
 const SEED: &str = "POLLVISOR_SEED";
@@ -15,24 +20,18 @@ fn seed() -> u64 {
 }
 
 fn agree(half: Half) {
-    if let Err(error) = pollvisor::sys::kvm::Kvm::open() {
-        eprintln!("skipped: {error}");
-        return;
-    }
     let seed = seed();
-    println!("{SEED}={seed}");
+    note!("{SEED}={seed}");
     match differential::run(half, STEPS, seed) {
-        Ok(tally) => println!("{}: {tally}", half.name()),
+        Ok(tally) => note!("{}: {tally}", half.name()),
         Err(failure) => panic!("{failure}"),
     }
 }
 
-#[test]
 fn irqfds_and_routes_do_what_the_kernels_do() {
     agree(Half::Irqfd);
 }
 
-#[test]
 fn the_ioapic_does_what_the_kernels_does() {
     agree(Half::Ioapic);
 }

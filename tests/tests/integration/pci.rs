@@ -1,10 +1,17 @@
 //! The guest's PCI configuration space over scripted devices.
-#![cfg(not(loom))]
 
+use crate::harness::tests;
 use pollvisor::pci::{Bar, BarKind, ConfigSpace, MsixCap, Options, Place, ROM};
 use pollvisor_core::msix::{Mode, Signal};
 use pollvisor_tests::pci::{Checked, Device, Mood, Scripted, conventional, e1000e, igb};
 use proptest::prelude::*;
+
+tests! {
+    shared [] => what_the_guest_sees, sizing, placing_and_moving, both_halves_of_an_address, the_rom_has_its_own_switch,
+        power_states, a_reset_is_asked_for_and_not_passed_on, after_a_reset, msix, msi, accesses_without_a_place,
+        what_vanished_reads_as_ones, devices_that_contradict_themselves, a_legacy_endpoint_has_no_express_capability,
+        any_writes, any_bytes_of_a_device;
+}
 
 const DEVICES: [fn() -> Device; 3] = [e1000e, igb, conventional];
 
@@ -16,7 +23,6 @@ fn set(checked: &mut Checked, offset: u16, value: u32) -> bool {
     checked.write(offset, &value.to_le_bytes()).decode_changed
 }
 
-#[test]
 fn what_the_guest_sees() {
     for device in DEVICES {
         let mut checked = Checked::new(device());
@@ -29,7 +35,6 @@ fn what_the_guest_sees() {
     }
 }
 
-#[test]
 fn sizing() {
     let mut checked = Checked::new(e1000e());
     assert!(checked.write(4, &[7, 4]).error.is_none());
@@ -49,7 +54,6 @@ fn sizing() {
     assert!((0..7).all(|index| checked.space.decoded(index).is_none()));
 }
 
-#[test]
 fn placing_and_moving() {
     let mut checked = Checked::new(e1000e());
     checked.place(0, 0xc000_0000);
@@ -78,7 +82,6 @@ fn placing_and_moving() {
     checked.compare();
 }
 
-#[test]
 fn both_halves_of_an_address() {
     let mut checked = Checked::new(igb());
     checked.place(0, 0x20_0000_0000);
@@ -101,7 +104,6 @@ fn both_halves_of_an_address() {
     checked.compare();
 }
 
-#[test]
 fn the_rom_has_its_own_switch() {
     let mut checked = Checked::new(igb());
     assert!(!checked.write(4, &[2]).decode_changed);
@@ -118,7 +120,6 @@ fn the_rom_has_its_own_switch() {
     assert_eq!(space.ok().and_then(|space| space.bar(ROM).map(|bar| bar.size)), Some(0x2_0000));
 }
 
-#[test]
 fn power_states() {
     let mut checked = Checked::new(igb());
     checked.place(0, 0xd000_0000);
@@ -133,7 +134,6 @@ fn power_states() {
     assert_eq!(checked.read(0xcc), [0x08], "there is no D1");
 }
 
-#[test]
 fn a_reset_is_asked_for_and_not_passed_on() {
     let mut checked = Checked::new(igb());
     assert!(checked.write(0xa8, &[0x10, 0xa9]).reset);
@@ -147,7 +147,6 @@ fn a_reset_is_asked_for_and_not_passed_on() {
     assert!(checked.host.writes.borrow().is_empty());
 }
 
-#[test]
 fn after_a_reset() {
     let mut checked = Checked::new(igb());
     checked.place(0, 0xd000_0000);
@@ -168,7 +167,6 @@ fn after_a_reset() {
     assert!(checked.reset().error.is_some());
 }
 
-#[test]
 fn msix() {
     let mut checked = Checked::new(igb());
     let written = checked.write(0x73, &[0xc0]).msix.expect("the control register");
@@ -188,7 +186,6 @@ fn msix() {
     assert!(Checked::new(conventional()).space.msix().is_none());
 }
 
-#[test]
 fn msi() {
     let mut checked = Checked::new(igb());
     assert!(!set(&mut checked, 0x54, 0xfee0_1004));
@@ -200,7 +197,6 @@ fn msi() {
     assert!(checked.host.writes.borrow().is_empty());
 }
 
-#[test]
 fn accesses_without_a_place() {
     let mut checked = Checked::new(igb());
     for offset in [0xffd, 0xfff, 4096, u16::MAX - 1, u16::MAX] {
@@ -215,7 +211,6 @@ fn accesses_without_a_place() {
     checked.compare();
 }
 
-#[test]
 fn what_vanished_reads_as_ones() {
     let mut checked = Checked::new(igb());
     for mood in [Mood::Vanished, Mood::Failing] {
@@ -236,7 +231,6 @@ fn refused(change: impl FnOnce(&mut Device)) -> String {
     made.expect_err("refused").to_string()
 }
 
-#[test]
 fn devices_that_contradict_themselves() {
     let says = |error: String, what: &str| assert!(error.contains(what), "{error}");
     says(refused(|d| d.config.fill(0xff)), "does not answer");
@@ -273,7 +267,6 @@ fn devices_that_contradict_themselves() {
     says(made.expect_err("refused").to_string(), "configuration space");
 }
 
-#[test]
 fn a_legacy_endpoint_has_no_express_capability() {
     let mut device = igb();
     device.config[0xa2] = 0x12;
@@ -299,7 +292,6 @@ fn data() -> impl Strategy<Value = Vec<u8>> {
 proptest! {
     /// Read-only bits never change, BARs are their masks, `decoded` is what the registers say, and the device is
     /// told nothing else: [`Checked`] asserts it at every step.
-    #[test]
     fn any_writes(which in 0..3usize, writes in prop::collection::vec((offset(), data()), 0..60), reset: bool) {
         let mut checked = Checked::new(DEVICES[which]());
         for (offset, data) in &writes {
@@ -311,7 +303,6 @@ proptest! {
         checked.compare();
     }
 
-    #[test]
     fn any_bytes_of_a_device(
         config in prop_oneof![prop::collection::vec(any::<u8>(), 256), prop::collection::vec(any::<u8>(), 4096)],
         plausible: bool,

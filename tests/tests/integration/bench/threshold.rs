@@ -1,16 +1,26 @@
 //! `--threshold` and `--on-threshold`: rtla's exit codes and actions.
 
-use crate::support::{adds_up, alone, document, output, paths, skipped};
+use super::support::{adds_up, document, output, paths};
+use crate::harness::tests;
+use crate::need::Need;
+use pollvisor_tests::rig::Accel;
 use serde_json::Value;
 use std::path::Path;
 
+tests! {
+    each [Need::Cpus(2)] => a_trace_of_the_last_events_is_written_by_whatever_path, rounds_end_at_a_threshold_too,
+        it_goes_on_where_that_is_asked_for_and_does_what_comes_before,
+        what_fails_is_said_and_what_is_not_needed_is_not_done;
+    kvm [Need::Cpus(2), Need::Rivals] => a_rivals_trace_is_written_too;
+}
+
 /// A run with a threshold that every latency is beyond, and with these actions.
-fn beyond(path: &str, actions: &[String]) -> (Option<i32>, Value, String) {
+fn beyond(accel: Accel, path: &str, actions: &[String]) -> (Option<i32>, Value, String) {
     let run =
         ["latency", "--path", path, "--rate", "2000", "-D", "200ms", "--warm-up", "20ms", "--vectors", "4"];
     let more = ["--json", "--threshold", "1"];
     let flags = actions.iter().flat_map(|action| ["--on-threshold", action]);
-    let output = output(&run.into_iter().chain(more).chain(flags).collect::<Vec<_>>());
+    let output = output(accel, &run.into_iter().chain(more).chain(flags).collect::<Vec<_>>());
     (output.status.code(), document(&output), String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
@@ -32,19 +42,20 @@ fn injections(trace: &Value, vectors: u64) -> Vec<&Value> {
     slices
 }
 
-#[test]
-fn a_trace_of_the_last_events_is_written_by_whatever_path() {
-    let _alone = alone();
-    if skipped() {
-        return;
-    }
+fn a_trace_of_the_last_events_is_written_by_whatever_path(accel: Accel) {
+    traced(accel, &["polled_eventfd", "polled_doorbell", "epoll_wait_0", "blocking_epoll", "irqfd"]);
+}
+
+fn a_rivals_trace_is_written_too() {
+    traced(Accel::Kvm, &["event_manager"]);
+}
+
+fn traced(accel: Accel, all: &[&str]) {
     let folder = tempfile::tempdir().expect("a folder");
-    for path in
-        ["polled_eventfd", "polled_doorbell", "epoll_wait_0", "blocking_epoll", "irqfd", "event_manager"]
-    {
+    for path in all.iter().copied() {
         let file = folder.path().join(path);
         let (code, results, said) =
-            beyond(&format!("{path},irqfd"), &[format!("trace,file={}", file.display())]);
+            beyond(accel, &format!("{path},irqfd"), &[format!("trace,file={}", file.display())]);
         assert_eq!(code, Some(2), "{path}: {said}");
         assert_eq!(paths(&results).len(), 1, "{path}: it ends at the first");
         adds_up(&paths(&results)[0]);
@@ -60,32 +71,22 @@ fn a_trace_of_the_last_events_is_written_by_whatever_path() {
     }
 }
 
-#[test]
-fn rounds_end_at_a_threshold_too() {
-    let _alone = alone();
-    if skipped() {
-        return;
-    }
+fn rounds_end_at_a_threshold_too(accel: Accel) {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("trace");
     let action = format!("trace,file={}", file.display());
     let run =
         ["paths", "--rounds", "1000", "--samples", "10", "--vectors", "4", "--json", "--threshold", "1"];
-    let output = output(&[&run[..], &["--on-threshold", &action]].concat());
+    let output = output(accel, &[&run[..], &["--on-threshold", &action]].concat());
     assert_eq!(output.status.code(), Some(2));
     let results = document(&output);
     assert!(paths(&results).iter().all(|path| path["rounds"] == 1), "{results:#}");
     injections(&trace(&file), 4);
 }
 
-#[test]
-fn it_goes_on_where_that_is_asked_for_and_does_what_comes_before() {
-    let _alone = alone();
-    if skipped() {
-        return;
-    }
+fn it_goes_on_where_that_is_asked_for_and_does_what_comes_before(accel: Accel) {
     let actions = ["shell,command=echo beyond it", "continue"].map(String::from);
-    let (code, results, said) = beyond("polled_eventfd,irqfd", &actions);
+    let (code, results, said) = beyond(accel, "polled_eventfd,irqfd", &actions);
     assert_eq!(code, Some(2), "{said}");
     assert_eq!(paths(&results).len(), 2);
     for path in paths(&results) {
@@ -96,20 +97,16 @@ fn it_goes_on_where_that_is_asked_for_and_does_what_comes_before() {
     assert!(said.matches("beyond it").count() >= 2, "once a path at least: {said}");
 }
 
-#[test]
-fn what_fails_is_said_and_what_is_not_needed_is_not_done() {
-    let _alone = alone();
-    if skipped() {
-        return;
-    }
-    let (code, results, _) = beyond("irqfd", &["shell,command=exit 7".into()]);
+fn what_fails_is_said_and_what_is_not_needed_is_not_done(accel: Accel) {
+    let (code, results, _) = beyond(accel, "irqfd", &["shell,command=exit 7".into()]);
     assert_eq!(code, Some(2));
     assert!(results["errors"][0].as_str().is_some_and(|error| error.contains("exit 7")), "{results:#}");
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("trace");
     let action = format!("trace,file={}", file.display());
     let run = ["latency", "--path", "irqfd", "-D", "100ms", "--warm-up", "0", "--json"];
-    let output = output(&[&run[..], &["--threshold", "60000000000", "--on-threshold", &action]].concat());
+    let output =
+        output(accel, &[&run[..], &["--threshold", "60000000000", "--on-threshold", &action]].concat());
     assert_eq!(output.status.code(), Some(0));
     assert!(!file.exists(), "nothing was beyond it");
 }

@@ -1,19 +1,23 @@
 //! The command, as a user has it: results, and a clear error for everything that is wrong.
 
+use crate::harness::tests;
+use crate::need::Need;
+use crate::role::{self, Role};
+use pollvisor_tests::rig::Accel;
 use std::process::{Command, Output};
 
-fn pollvisor(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_pollvisor")).args(arguments).output().expect("pollvisor")
+tests! {
+    shared [] => wrong_flags_and_values_are_named, a_guest_that_cannot_be_booted_is_refused,
+        device_commands_name_what_is_wrong;
+    shared [Need::NoPci] => a_list_without_a_pci_bus_is_refused;
+    shared [Need::Pci] => the_list_has_every_function_of_this_machine;
+    kvm [Need::Cpus(2)] => what_is_no_kernel_is_refused, what_cannot_be_is_refused_with_a_remedy;
+    each [] => every_way_measures_its_stages_and_balances_its_ledger, the_log_holds_every_sample,
+        an_interrupt_drains_and_reports;
 }
 
-fn has_kvm() -> bool {
-    match pollvisor::sys::kvm::Kvm::open() {
-        Ok(_) => true,
-        Err(why) => {
-            println!("SKIPPED: {why}");
-            false
-        }
-    }
+fn pollvisor(arguments: &[&str]) -> Output {
+    role::command(Role::Pollvisor).args(arguments).output().expect("pollvisor")
 }
 
 /// Fails with exit code 1, nothing on stdout, and all of `words` on stderr.
@@ -27,7 +31,6 @@ fn refused(arguments: &[&str], words: &[&str]) {
     }
 }
 
-#[test]
 fn wrong_flags_and_values_are_named() {
     refused(&["run", "--bogus"], &["--bogus"]);
     refused(&["launch"], &["launch"]);
@@ -44,7 +47,6 @@ fn wrong_flags_and_values_are_named() {
     refused(&["run", "--guest", "linux"], &["--guest", "linux"]);
 }
 
-#[test]
 fn a_guest_that_cannot_be_booted_is_refused() {
     for flag in ["--memory=size=1G", "--serial=off", "--grace=1s", "--overcommit=cpu-pm=on", "--vcpu-fifo=on"]
     {
@@ -62,22 +64,21 @@ fn a_guest_that_cannot_be_booted_is_refused() {
     refused(&["run", "--memory", "size=1G,hugepage_size=3M"], &["hugepage_size", "2M or 1G"]);
     refused(&["run", "--serial", "pty"], &["--serial", "pty"]);
     refused(&["run", "--profile", "fast"], &["--profile", "low-latency"]);
-    if !has_kvm() || pollvisor::pin::available().len() < 2 {
-        return;
-    }
-    let kernel = |file: &'static str| ["run", "--serial", "off", "--kernel", file];
+}
+
+fn what_is_no_kernel_is_refused() {
+    let text = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(text.path(), "[package]\n".repeat(100)).expect("a file");
+    let text = text.path().to_str().expect("UTF-8");
+    let kernel = |file| ["run", "--serial", "off", "--kernel", file];
     refused(&kernel("/nowhere"), &["/nowhere", "ENOENT"]);
     refused(&kernel("/dev/null"), &["/dev/null", "cut off"]);
-    refused(&kernel("Cargo.toml"), &["Cargo.toml", "neither", "try:"]);
+    refused(&kernel(text), &[text, "neither", "try:"]);
     refused(&[&kernel("/nowhere")[..], &["--memory", "size=1M"]].concat(), &["--memory", "64"]);
     refused(&[&kernel("/nowhere")[..], &["--cpus", "boot=300"]].concat(), &["300", "254"]);
 }
 
-#[test]
 fn what_cannot_be_is_refused_with_a_remedy() {
-    if !has_kvm() || pollvisor::pin::available().len() < 2 {
-        return;
-    }
     let cpus = pollvisor::pin::available();
     let (first, both) = (cpus[0], format!("boot=1,affinity=[0@[{}]]", cpus[0]));
     refused(&["run", "--poller", &format!("cpu={first}"), "--cpus", &both], &["poller", "vCPU", "try:"]);
@@ -90,9 +91,9 @@ fn what_cannot_be_is_refused_with_a_remedy() {
     refused(&["run", "--hlog", "/proc/version"], &["/proc/version", "try:"]);
 }
 
-fn json(arguments: &[&str]) -> serde_json::Value {
+fn json(accel: Accel, arguments: &[&str]) -> serde_json::Value {
     let common = ["run", "--json", "-D", "300ms", "--warm-up", "50ms"];
-    let output = pollvisor(&[&common[..], arguments].concat());
+    let output = pollvisor(&[&common[..], accel.flags(), arguments].concat());
     assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     serde_json::from_slice(&output.stdout).expect("JSON alone on stdout")
 }
@@ -101,11 +102,7 @@ fn number(value: &serde_json::Value, path: &str) -> u64 {
     value.pointer(path).and_then(serde_json::Value::as_u64).unwrap_or_else(|| panic!("{path} in {value}"))
 }
 
-#[test]
-fn every_way_measures_its_stages_and_balances_its_ledger() {
-    if !has_kvm() {
-        return;
-    }
+fn every_way_measures_its_stages_and_balances_its_ledger(accel: Accel) {
     let polled = ["signal_to_seen", "seen_to_injected", "signal_to_accepted", "signal_to_handler"];
     for (arguments, stages) in [
         (&[][..], &polled[..]),
@@ -117,7 +114,7 @@ fn every_way_measures_its_stages_and_balances_its_ledger() {
         (&["--guest-idle", "hlt-noexit"], &polled),
         (&["--vectors", "300", "--guest-idle", "spin"], &polled),
     ] {
-        let result = json(arguments);
+        let result = json(accel, arguments);
         let ledger = |key: &str| number(&result, &format!("/ledger/{key}"));
         assert!(ledger("sent") > 0, "{arguments:?}");
         assert_eq!(
@@ -158,14 +155,10 @@ fn every_way_measures_its_stages_and_balances_its_ledger() {
     }
 }
 
-#[test]
-fn the_log_holds_every_sample() {
-    if !has_kvm() {
-        return;
-    }
+fn the_log_holds_every_sample(accel: Accel) {
     use hdrhistogram::serialization::interval_log::{IntervalLogIterator, LogEntry};
     let path = std::env::temp_dir().join(format!("pollvisor-{}.hlog", std::process::id()));
-    let result = json(&["--hlog", path.to_str().expect("a path")]);
+    let result = json(accel, &["--hlog", path.to_str().expect("a path")]);
     let text = std::fs::read(&path).expect("the log");
     std::fs::remove_file(&path).expect("the log");
     let mut counts = std::collections::BTreeMap::<String, u64>::new();
@@ -188,13 +181,10 @@ fn the_log_holds_every_sample() {
     assert_eq!(counts.len(), 4);
 }
 
-#[test]
-fn an_interrupt_drains_and_reports() {
-    if !has_kvm() {
-        return;
-    }
-    let child = Command::new(env!("CARGO_BIN_EXE_pollvisor"))
+fn an_interrupt_drains_and_reports(accel: Accel) {
+    let child = role::command(Role::Pollvisor)
         .args(["run", "--json", "-D", "1h", "--warm-up", "0"])
+        .args(accel.flags())
         .stdout(std::process::Stdio::piped())
         .spawn()
         .expect("pollvisor");
@@ -222,7 +212,6 @@ fn an_interrupt_drains_and_reports() {
     assert!(sum > 0 && number(&result, "/ledger/sent") == sum);
 }
 
-#[test]
 fn device_commands_name_what_is_wrong() {
     refused(&["devices"], &["list", "bind", "unbind"]);
     refused(&["devices", "bind"], &["BDF"]);
@@ -243,15 +232,12 @@ fn device_commands_name_what_is_wrong() {
     refused(&["mdev", "remove", uuid], &[uuid, "ENODEV", "mdev list"]);
 }
 
-#[test]
+fn a_list_without_a_pci_bus_is_refused() {
+    refused(&["devices", "list"], &["/sys/bus/pci/devices", "try:"]);
+}
+
 fn the_list_has_every_function_of_this_machine() {
-    let entries = match std::fs::read_dir("/sys/bus/pci/devices") {
-        Ok(entries) => entries,
-        Err(why) => {
-            println!("SKIPPED: no PCI: {why}");
-            return refused(&["devices", "list"], &["/sys/bus/pci/devices", "try:"]);
-        }
-    };
+    let entries = std::fs::read_dir("/sys/bus/pci/devices").expect("PCI");
     let mut expected: Vec<_> =
         entries.map(|entry| entry.expect("an entry").file_name().into_string().expect("a name")).collect();
     expected.sort();

@@ -1,7 +1,7 @@
 //! A poller that ends by itself, which it should never do: the session ends with its error, and whoever waits for the
 //! poller does not hang.
-#![cfg(not(loom))]
 
+use crate::harness::tests;
 use pollvisor::clock::Clock;
 use pollvisor::devices::Host;
 use pollvisor::pin::Placement;
@@ -9,9 +9,13 @@ use pollvisor::session::{DeviceSession, DeviceSessionConfig, Signals};
 use pollvisor::source::{Backend, Command, Port};
 use pollvisor_core::ids::{Generation, SourceId};
 use pollvisor_core::route::Irqchip;
-use pollvisor_tests::needs_kvm;
-use pollvisor_tests::rig::{POLLED, accepting};
+use pollvisor_tests::rig::{Accel, POLLED, accepting};
 use std::time::{Duration, Instant};
+
+tests! {
+    each [] => a_session_ends_with_its_pollers_error;
+    kvm [] => a_guest_with_devices_ends_with_its_pollers_error;
+}
 
 /// A command that makes no sense: a slot that is not there.
 fn kill(port: &Port) {
@@ -27,10 +31,8 @@ fn wait(what: &str, is: impl Fn() -> bool) {
     }
 }
 
-#[test]
-fn a_session_ends_with_its_pollers_error() {
-    needs_kvm!();
-    let (session, mut signaller) = accepting(4, Signals::Eventfd, POLLED);
+fn a_session_ends_with_its_pollers_error(accel: Accel) {
+    let (session, mut signaller) = accepting(accel, 4, Signals::Eventfd, POLLED);
     assert!(!session.has_failed());
     kill(session.poller().expect("it polls").port());
     wait("it is noticed", || session.has_failed());
@@ -40,9 +42,7 @@ fn a_session_ends_with_its_pollers_error() {
     assert!(error.contains("poller panicked, and nobody watches its sources"), "{error}");
 }
 
-#[test]
 fn a_guest_with_devices_ends_with_its_pollers_error() {
-    needs_kvm!();
     let place = Placement { cpu: None, fifo: Some(false) };
     let config = DeviceSessionConfig {
         irqchip: Irqchip::Split,

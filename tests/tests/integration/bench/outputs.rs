@@ -1,14 +1,25 @@
 //! Files: refused before the run where they can be, written whatever became of it.
 
-use crate::support::{adds_up, alone, command, document, output, paths, results, skipped};
+use super::support::{adds_up, command, document, output, paths, results, said_to};
+use crate::harness::tests;
+use crate::need::Need;
+use base64::prelude::{BASE64_STANDARD, Engine};
+use hdrhistogram::Histogram;
+use hdrhistogram::serialization::{Deserializer, Serializer, V2DeflateSerializer};
+use pollvisor_tests::rig::Accel;
 use serde_json::Value;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+tests! {
+    shared [] => what_cannot_be_written_is_refused_before_anything_is_measured;
+    each [Need::Cpus(2)] => a_file_that_fails_at_the_end_takes_no_other_along, a_run_that_is_ended_writes_what_there_is,
+        an_earlier_run_is_compared_with_on_the_same_machine_only;
+}
+
 const SHORT: [&str; 9] = ["latency", "--path", "irqfd", "-D", "100ms", "--warm-up", "0", "--vectors", "4"];
 
-#[test]
 fn what_cannot_be_written_is_refused_before_anything_is_measured() {
     let folder = tempfile::tempdir().expect("a folder");
     let nowhere = folder.path().join("none").join("x");
@@ -21,7 +32,7 @@ fn what_cannot_be_written_is_refused_before_anything_is_measured() {
         &["--threshold", "1", "--on-threshold", &trace],
     ] {
         // An hour would be noticed.
-        let output = output(&[&["latency", "--path", "irqfd", "-D", "1h"], flags].concat());
+        let output = said_to(&[&["latency", "--path", "irqfd", "-D", "1h"], flags].concat());
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{flags:?}: {said}");
         assert!(said.contains("none/x") && said.contains("ENOENT"), "{flags:?}: {said}");
@@ -29,15 +40,10 @@ fn what_cannot_be_written_is_refused_before_anything_is_measured() {
     }
 }
 
-#[test]
-fn a_file_that_fails_at_the_end_takes_no_other_along() {
-    let _alone = alone();
-    if skipped() {
-        return;
-    }
+fn a_file_that_fails_at_the_end_takes_no_other_along(accel: Accel) {
     let folder = tempfile::tempdir().expect("a folder");
     let log = folder.path().join("log").display().to_string();
-    let full = output(&[&SHORT[..], &["--json", "--html", "/dev/full", "--hlog", &log]].concat());
+    let full = output(accel, &[&SHORT[..], &["--json", "--html", "/dev/full", "--hlog", &log]].concat());
     let said = String::from_utf8_lossy(&full.stderr);
     assert!(full.status.code() == Some(1) && said.contains("/dev/full") && said.contains("ENOSPC"), "{said}");
     adds_up(&paths(&document(&full))[0]);
@@ -46,7 +52,7 @@ fn a_file_that_fails_at_the_end_takes_no_other_along() {
     std::fs::remove_file(&log).expect("it was there");
     let stdout = std::fs::File::options().write(true).open("/dev/full").expect("/dev/full");
     let status =
-        command(&[&SHORT[..], &["--hlog", &log]].concat()).stdout(stdout).status().expect("it starts");
+        command(accel, &[&SHORT[..], &["--hlog", &log]].concat()).stdout(stdout).status().expect("it starts");
     assert_eq!(status.code(), Some(1));
     assert!(std::fs::read_to_string(&log).expect("a log").contains("Tag=irqfd-4"));
 }
@@ -59,19 +65,16 @@ fn wait_for(file: &Path) {
     }
 }
 
-#[test]
-fn a_run_that_is_ended_writes_what_there_is() {
-    let _alone = alone();
-    if skipped() {
-        return;
-    }
+fn a_run_that_is_ended_writes_what_there_is(accel: Accel) {
     for signal in ["-INT", "-TERM"] {
         let folder = tempfile::tempdir().expect("a folder");
         let place = |name: &str| folder.path().join(name);
         let (html, log, hgrm) = (place("html"), place("log"), place("hgrm"));
         let files = [("--html", &html), ("--hlog", &log), ("--hgrm", &hgrm)];
-        let mut run =
-            command(&["latency", "--path", "irqfd,polled_eventfd", "-D", "600s", "--warm-up", "0", "--json"]);
+        let mut run = command(
+            accel,
+            &["latency", "--path", "irqfd,polled_eventfd", "-D", "600s", "--warm-up", "0", "--json"],
+        );
         for (flag, file) in files {
             run.arg(flag).arg(file);
         }
@@ -93,22 +96,45 @@ fn a_run_that_is_ended_writes_what_there_is() {
     }
 }
 
-#[test]
-fn an_earlier_run_is_compared_with_on_the_same_machine_only() {
-    let _alone = alone();
-    if skipped() {
-        return;
+/// A run as it would have been if everything in it had taken so much longer.
+fn longer(then: &Value, factor: f64) -> Value {
+    let mut then = then.clone();
+    for path in then["paths"].as_array_mut().expect("paths") {
+        let stage = &mut path["stages"]["signal_to_accepted"]["histogram"];
+        let bytes = BASE64_STANDARD.decode(stage.as_str().expect("a histogram")).expect("base64");
+        let was: Histogram<u64> = Deserializer::new().deserialize(&mut &bytes[..]).expect("a histogram");
+        let mut is = Histogram::new_with_bounds(1, 10_000_000_000, 3).expect("bounds");
+        for value in was.iter_recorded() {
+            let scaled = (value.value_iterated_to() as f64 * factor).max(1.0) as u64;
+            is.saturating_record_n(scaled, value.count_at_value());
+        }
+        let mut bytes = Vec::new();
+        V2DeflateSerializer::new().serialize(&is, &mut bytes).expect("memory");
+        *stage = BASE64_STANDARD.encode(&bytes).into();
     }
+    then
+}
+
+fn an_earlier_run_is_compared_with_on_the_same_machine_only(accel: Accel) {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("then.json").display().to_string();
-    let mut then = results(&[&SHORT[..], &["--json"]].concat());
+    let mut then = results(accel, &[&SHORT[..], &["--json"]].concat());
     let write = |then: &Value| std::fs::write(&file, then.to_string()).expect("a file");
     write(&then);
-    let compare = |more: &[&str]| output(&[&SHORT[..], &["--baseline", &file], more].concat());
-    let same = compare(&[]);
-    // 1 where it got worse meanwhile, which a shared machine may.
-    assert!(matches!(same.status.code(), Some(0 | 1)));
-    assert!(String::from_utf8_lossy(&same.stdout).contains("then.json"));
+    let compare = |more: &[&str]| output(accel, &[&SHORT[..], &["--baseline", &file], more].concat());
+    // What the command says of an earlier run that took so much longer than now, and its exit code.
+    let earlier = |factor: f64| {
+        write(&longer(&then, factor));
+        let now = compare(&[]);
+        let said = String::from_utf8_lossy(&now.stdout).into_owned();
+        assert!(said.contains("then.json"), "{said}");
+        let row = said.lines().find(|line| line.contains("signal → accepted") && line.contains("p50"));
+        (now.status.code(), row.unwrap_or_else(|| panic!("no p50 in {said}")).to_string())
+    };
+    let (code, row) = earlier(1000.0);
+    assert!(code == Some(0) && row.contains("better"), "{code:?}: {row}");
+    let (code, row) = earlier(0.001);
+    assert!(code == Some(1) && row.contains("worse"), "{code:?}: {row}");
     then["machine"]["kernel"] = "5.4".into();
     write(&then);
     let refused = compare(&[]);

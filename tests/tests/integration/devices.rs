@@ -1,21 +1,23 @@
-//! A real function of this machine, given to vfio-pci and back. `POLLVISOR_DEVICE` names one that may be taken; without
-//! it these tests say SKIPPED.
+//! A real function of this machine, given to vfio-pci and back. `POLLVISOR_DEVICE` names one that may be taken; the lab has
+//! some.
 
+use crate::harness::tests;
+use crate::need::{DEVICE, Need};
+use crate::role::{self, Role};
 use pollvisor::devices::affinity::set_irq_affinity;
 use pollvisor::devices::{Action, Heard, Host, Uevent, Uevents, bind, list, unbind, vfio_path};
 use pollvisor::pci::Bdf;
-use std::sync::{Mutex, MutexGuard};
+use pollvisor_tests::note;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
 
-/// The tests take turns with the function.
-static TURN: Mutex<()> = Mutex::new(());
+tests! {
+    alone [Need::Lab] => a_function_goes_to_vfio_and_back;
+    kvm [Need::Lab] => interrupts_go_to_the_cpus_asked_for;
+}
 
-fn device() -> Option<(Bdf, MutexGuard<'static, ()>)> {
-    let Ok(address) = std::env::var("POLLVISOR_DEVICE") else {
-        println!("SKIPPED: POLLVISOR_DEVICE does not name a PCI function");
-        return None;
-    };
-    let address = address.parse().expect("POLLVISOR_DEVICE is a PCI address");
-    Some((address, TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner)))
+fn device() -> Bdf {
+    std::env::var(DEVICE).expect(DEVICE).parse().expect("a PCI address")
 }
 
 /// What was heard of the function itself: of drivers that came and went.
@@ -35,9 +37,8 @@ fn heard(uevents: &Uevents, address: Bdf) -> Vec<(Action, Option<String>)> {
     std::iter::from_fn(next).filter_map(of_it).collect()
 }
 
-#[test]
 fn a_function_goes_to_vfio_and_back() {
-    let Some((address, _turn)) = device() else { return };
+    let address = device();
     let host = Host::default();
     let uevents = Uevents::new().expect("a listener");
     let vfio = Some("vfio-pci".to_string());
@@ -63,18 +64,42 @@ fn a_function_goes_to_vfio_and_back() {
     assert!(node.exists() || paths.cdev.is_some_and(|cdev| cdev.exists()), "{}", node.display());
 }
 
-#[test]
+/// Ends the command with the test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ended = self.0.kill();
+        let _waited = self.0.wait();
+    }
+}
+
 fn interrupts_go_to_the_cpus_asked_for() {
-    let Some((address, _turn)) = device() else { return };
-    for cpu in pollvisor::pin::available() {
-        let irqs = set_irq_affinity(&Host::default(), address, &[cpu]).expect("set");
-        if irqs.is_empty() {
-            return println!("SKIPPED: no VMM has interrupts of {address} enabled");
-        }
+    let (address, host) = (device(), Host::default());
+    let device = format!("host={address}");
+    let arguments =
+        ["run", "--device", &device, "--delivery", "irqfd", "--interval", "1ms", "-D", "10m", "--json"];
+    let mut command = role::command(Role::Pollvisor);
+    let command = command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null());
+    let mut running = Running(command.spawn().expect("the command"));
+    // Until its guest has enabled the vectors there are none.
+    let began = Instant::now();
+    let all = pollvisor::pin::available();
+    while set_irq_affinity(&host, address, &all).expect("set").is_empty() {
+        let ended = running.0.try_wait().expect("its state");
+        assert!(
+            ended.is_none() && began.elapsed() < Duration::from_secs(120),
+            "no interrupts; ended: {ended:?}"
+        );
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    for cpu in all {
+        let irqs = set_irq_affinity(&host, address, &[cpu]).expect("set");
+        assert!(!irqs.is_empty(), "they were there");
         for irq in irqs {
             let list = std::fs::read_to_string(format!("/proc/irq/{}/smp_affinity_list", irq.irq));
             assert_eq!(list.expect("its CPUs").trim(), cpu.to_string());
-            println!("{irq:?}");
+            note!("{irq:?}");
         }
     }
 }

@@ -1,13 +1,25 @@
 //! Where the threads of a running command may run: a poller's CPU and a vCPU's are theirs alone, as far as there are
 //! others.
 
+use crate::harness::tests;
+use crate::need::Need;
+use crate::role::{self, Role};
+use pollvisor_tests::rig::Accel;
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
+
+tests! {
+    each [Need::Cpus(2)] => nobody_shares_a_pollers_cpu;
+    kvm [Need::Cpus(2)] => nobody_shares_a_pinned_vcpus_cpu;
+}
 
 /// A busy host, not a slow command.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A name for the command's first thread.
+const MAIN: &str = "the first";
 
 /// Ends the command with the test.
 struct Running(Child);
@@ -20,17 +32,9 @@ impl Drop for Running {
 }
 
 fn start(arguments: &[&str]) -> Running {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_pollvisor"));
+    let mut command = role::command(Role::Pollvisor);
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     Running(command.spawn().expect("the command"))
-}
-
-fn ready(cpus: usize) -> bool {
-    let there = pollvisor::sys::kvm::Kvm::open().is_ok() && pollvisor::pin::available().len() >= cpus;
-    if !there {
-        println!("SKIPPED: no /dev/kvm, or fewer than {cpus} CPUs");
-    }
-    there
 }
 
 /// The CPUs that each thread of the command may use, by the thread's name and number.
@@ -43,7 +47,10 @@ fn allowed(running: &Running) -> BTreeMap<(String, String), Vec<usize>> {
         let status = std::fs::read_to_string(thread.path().join("status")).ok()?;
         let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
         let cpus = pollvisor::pin::parse_list(list.trim()).ok()?;
-        Some(((name.trim().to_string(), thread.file_name().to_string_lossy().into_owned()), cpus))
+        let number = thread.file_name().to_string_lossy().into_owned();
+        // The first thread has the file's name, which is this test's own where that plays the command.
+        let name = if number == running.0.id().to_string() { MAIN } else { name.trim() };
+        Some(((name.to_string(), number), cpus))
     };
     threads.filter_map(of).collect()
 }
@@ -74,14 +81,10 @@ fn expect(running: &mut Running, owners: &[(&str, usize)], others: &[&str]) {
     }
 }
 
-#[test]
-fn nobody_shares_a_pollers_cpu() {
-    if !ready(2) {
-        return;
-    }
+fn nobody_shares_a_pollers_cpu(accel: Accel) {
     let last = *pollvisor::pin::available().last().expect("two");
-    let mut running = start(&["run", "-D", "10m", "--json"]);
-    expect(&mut running, &[("poller", last)], &["vCPU 0", "pv-deferred", "pv-shutdown", "pollvisor"]);
+    let mut running = start(&[&["run", "-D", "10m", "--json"], accel.flags()].concat());
+    expect(&mut running, &[("poller", last)], &["vCPU 0", "pv-deferred", "pv-shutdown", MAIN]);
 }
 
 /// An ELF file of which 64 bytes go to 1 MiB, with a PVH note that enters there: it halts.
@@ -111,11 +114,7 @@ fn halting_kernel() -> Vec<u8> {
     file
 }
 
-#[test]
 fn nobody_shares_a_pinned_vcpus_cpu() {
-    if !ready(2) {
-        return;
-    }
     let last = *pollvisor::pin::available().last().expect("two");
     let mut kernel = tempfile::NamedTempFile::new().expect("a file");
     kernel.write_all(&halting_kernel()).expect("a file");
@@ -124,7 +123,7 @@ fn nobody_shares_a_pinned_vcpus_cpu() {
     let common = ["run", "--serial", "off", "--memory", "size=64M", "--kernel", kernel, "--cpus", &affinity];
     for delivery in ["irqfd", "blocking", "polled"] {
         let mut running = start(&[&common[..], &["--delivery", delivery]].concat());
-        let others = ["pv-deferred", "pv-shutdown", "pv-devices", "pv-ioapic", "signals", "pollvisor"];
+        let others = ["pv-deferred", "pv-shutdown", "pv-devices", "pv-ioapic", "signals", MAIN];
         expect(&mut running, &[("vCPU 0", last)], &others);
     }
 }

@@ -1,15 +1,19 @@
 //! At the highest rate the machine gives, every signal is accounted for and none is lost.
 
+use crate::harness::tests;
 use pollvisor::session::{Delivery, Signals};
 use pollvisor::source::Backend;
-use pollvisor_tests::needs_kvm;
-use pollvisor_tests::rig::{POLLED, accepting, outcome, settle};
+use pollvisor_tests::note;
+use pollvisor_tests::rig::{Accel, POLLED, accepting, outcome, settle};
 use std::time::{Duration, Instant};
 
-fn at_full_rate(vectors: usize, signals: Signals, delivery: Delivery) {
-    needs_kvm!();
-    let _alone = crate::alone();
-    let (session, mut signaller) = accepting(vectors, signals, delivery);
+tests! {
+    each [] => eventfds_1, eventfds_64, eventfds_1024, doorbells_1, doorbells_64, doorbells_1024, the_epoll_fallback,
+        the_blocking_way, one_source_per_context;
+}
+
+fn at_full_rate(accel: Accel, vectors: usize, signals: Signals, delivery: Delivery) {
+    let (session, mut signaller) = accepting(accel, vectors, signals, delivery);
     let mut sent = vec![0u64; vectors];
     let began = Instant::now();
     while began.elapsed() < Duration::from_millis(500) {
@@ -34,53 +38,44 @@ fn at_full_rate(vectors: usize, signals: Signals, delivery: Delivery) {
     let sums = total.total();
     let late = session.stop().expect("stop").expect("figures");
     assert_eq!(late.total().signals(), 0, "delivered after everything was");
-    println!(
+    note!(
         "{vectors} vectors by {signals:?}, {delivery:?}: {all} sent, {sums:?}, by the slow path {}",
         total.deferred
     );
 }
 
-#[test]
-fn eventfds_1() {
-    at_full_rate(1, Signals::Eventfd, POLLED);
+fn eventfds_1(accel: Accel) {
+    at_full_rate(accel, 1, Signals::Eventfd, POLLED);
 }
 
-#[test]
-fn eventfds_64() {
-    at_full_rate(64, Signals::Eventfd, POLLED);
+fn eventfds_64(accel: Accel) {
+    at_full_rate(accel, 64, Signals::Eventfd, POLLED);
 }
 
-#[test]
-fn eventfds_1024() {
-    at_full_rate(1024, Signals::Eventfd, POLLED);
+fn eventfds_1024(accel: Accel) {
+    at_full_rate(accel, 1024, Signals::Eventfd, POLLED);
 }
 
-#[test]
-fn doorbells_1() {
-    at_full_rate(1, Signals::Doorbell, POLLED);
+fn doorbells_1(accel: Accel) {
+    at_full_rate(accel, 1, Signals::Doorbell, POLLED);
 }
 
-#[test]
-fn doorbells_64() {
-    at_full_rate(64, Signals::Doorbell, POLLED);
+fn doorbells_64(accel: Accel) {
+    at_full_rate(accel, 64, Signals::Doorbell, POLLED);
 }
 
-#[test]
-fn doorbells_1024() {
-    at_full_rate(1024, Signals::Doorbell, POLLED);
+fn doorbells_1024(accel: Accel) {
+    at_full_rate(accel, 1024, Signals::Doorbell, POLLED);
 }
 
-#[test]
-fn the_epoll_fallback() {
-    at_full_rate(64, Signals::Eventfd, Delivery::Poller(Backend::EpollSpin));
+fn the_epoll_fallback(accel: Accel) {
+    at_full_rate(accel, 64, Signals::Eventfd, Delivery::Poller(Backend::EpollSpin));
 }
 
-#[test]
-fn the_blocking_way() {
-    at_full_rate(64, Signals::Eventfd, Delivery::Poller(Backend::EpollBlock));
+fn the_blocking_way(accel: Accel) {
+    at_full_rate(accel, 64, Signals::Eventfd, Delivery::Poller(Backend::EpollBlock));
 }
 
-#[test]
-fn one_source_per_context() {
-    at_full_rate(64, Signals::Eventfd, Delivery::Poller(Backend::Aio { per_context: 1 }));
+fn one_source_per_context(accel: Accel) {
+    at_full_rate(accel, 64, Signals::Eventfd, Delivery::Poller(Backend::Aio { per_context: 1 }));
 }

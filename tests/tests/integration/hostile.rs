@@ -1,8 +1,8 @@
 //! A guest that writes at random to everything the machine has that is no device of the host's: the PCI bus, its ports,
 //! the I/O APIC, the LAPIC's end of interrupt, the serial port, the power registers. Its VMM goes on, answers, and does
 //! not grow. `SCRIBBLE_SEED` makes a run again, `SCRIBBLE_SECONDS` a longer one.
-#![cfg(not(loom))]
 
+use crate::harness::tests;
 use pollvisor::clock::Clock;
 use pollvisor::guest::puppet::Puppet;
 use pollvisor::guest::scribble::Place;
@@ -21,11 +21,15 @@ use pollvisor_core::ids::{Gsi, SourceId, VcpuId};
 use pollvisor_core::ioapic::Pin;
 use pollvisor_core::irqfd::Outcome;
 use pollvisor_core::route::Irqchip;
-use pollvisor_tests::needs_kvm;
+use pollvisor_tests::note;
 use pollvisor_tests::scribble::{self, CONFIG_ADDRESS, EOI, SWITCH, Vitals, WILD, memory, ports};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+
+tests! {
+    kvm [] => a_guest_that_scribbles_does_its_vmm_no_harm;
+}
 
 const NOWHERE: Placement = Placement { cpu: None, fifo: Some(false) };
 /// The line's pin, and the slot that it is counted in.
@@ -138,18 +142,16 @@ fn scribbled(seed: u64, until: Instant, wild: bool) -> bool {
     std::thread::sleep(Duration::from_millis(50));
     if let Some(before) = before {
         let after = before.check().expect("it stays as large as it was");
-        println!("{before:?}, then {after:?}");
+        note!("{before:?}, then {after:?}");
     }
     let (outcome, vcpu) = machine.stop();
-    println!("{} accesses, {outcome:?}, {vcpu:?}", rounds * ACCESSES);
+    note!("{} accesses, {outcome:?}, {vcpu:?}", rounds * ACCESSES);
     assert_eq!(outcome.signals(), signals.into_inner(), "every signal is accounted for: {outcome:?}");
     assert!(wild || (alive && vcpu.is_ok()), "nothing that it wrote can stop this guest: {vcpu:?}");
     alive
 }
 
-#[test]
 fn a_guest_that_scribbles_does_its_vmm_no_harm() {
-    needs_kvm!();
     let time = scribble::duration(Duration::from_secs(4)) / 2;
     let seed = scribble::seed();
     assert!(scribbled(seed, Instant::now() + time, false));
@@ -160,7 +162,7 @@ fn a_guest_that_scribbles_does_its_vmm_no_harm() {
         stopped += u32::from(!scribbled(seed + machines, began + time, true));
     }
     let after = before.check().expect("nothing stays of a machine");
-    println!(
+    note!(
         "{machines} machines of wild guests, {stopped} of which stopped themselves; {before:?}, then {after:?}"
     );
 }

@@ -1,0 +1,4 @@
+//! The command `pollvisor`, as a user has it.
+
+pub mod cli;
+pub mod pinned;
