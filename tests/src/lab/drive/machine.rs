@@ -73,7 +73,7 @@ impl Machine {
         };
         let needs = |need| chosen.iter().any(|scenario| scenario.needs.contains(&need));
         if needs(Need::Benchmark) {
-            run(cargo().args(["build", "--release", "-p", "pollvisor-bench"]))?;
+            run(cargo().args(["build", "--release", "-p", "pollvisor-bench", "--features", "rivals"]))?;
             machine.files.push(beside("pollvisor-bench")?);
         }
         if needs(Need::Integration) {
