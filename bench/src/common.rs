@@ -7,6 +7,7 @@ use crate::output::trace::{Event, trace};
 use crate::output::{self, Extra, Outputs};
 use crate::threshold::{Threshold, ThresholdArgs};
 use crate::{overhead, table};
+use pollvisor::accel::Accelerator;
 use pollvisor::clock::Clock;
 use pollvisor::error::{Error, Result};
 use pollvisor::flight::Flight;
@@ -248,7 +249,7 @@ fn about(name: &str, hit: Hit, threshold: u64, clock: Clock, events: &[Event]) -
 
 /// The machine that figures are made on.
 fn machine(clock: Clock, source: &str) -> Machine {
-    let mut machine = Machine::this(clock);
+    let mut machine = Machine::this(Accelerator::Kvm, clock);
     (machine.delivery, machine.source) = ("every path".into(), source.into());
     machine.idle = "none".into();
     machine.pinned = true;

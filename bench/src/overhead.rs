@@ -40,7 +40,7 @@ fn event(clock: Clock, flight: bool) -> Result<f64> {
     let figures = Figures::new(&[], 1, false);
     let figures = if flight { figures.with_flight() } else { figures };
     let wake = || EventFd::new().map(Arc::new);
-    let mut recorder = Recorder::new(clock, figures, wake()?, wake()?);
+    let mut recorder = Recorder::new(clock, pollvisor::accel::Accelerator::Kvm, figures, (wake()?, wake()?));
     let fired = Fired { id: SourceId { index: 0, generation: Generation(0) }, token: 0, hang_up: false };
     let outcome = Outcome { delivered: 1, ..Outcome::default() };
     let now = clock.now();

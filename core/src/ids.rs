@@ -1,4 +1,4 @@
-//! Names of things, each its own type, and handles that know when their object is gone.
+//! Names of things, each its own type, an interrupt's trigger mode, and handles that know when their object is gone.
 
 use core::fmt;
 
@@ -46,6 +46,15 @@ impl SourceId {
 /// `/proc/self/fdinfo`; a doorbell: its address).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EventKey(pub u64);
+
+/// An interrupt's trigger mode: bit 15 of an MSI's data, of an I/O APIC entry, of the ICR.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trigger {
+    /// A rising edge is one interrupt; nobody waits for its EOI.
+    Edge,
+    /// The line is an interrupt as long as it is up; one at a time, until the EOI.
+    Level,
+}
 
 impl fmt::Display for Gsi {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

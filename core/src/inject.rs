@@ -21,6 +21,14 @@ pub enum InjectError {
     Failed(i32),
 }
 
+/// How a LAPIC took a message.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Accepted {
+    /// Its vector was requested already in every LAPIC that took it: one handler run serves both. Also false where the
+    /// LAPIC does not tell, as KVM's does not.
+    pub coalesced: bool,
+}
+
 /// Delivers interrupts. Called by pollers (`msi` only), by the deferred worker, and by control threads that lower a
 /// line. All of them are in a grace period's way, and `set_routes` waits for them: must not block.
 pub trait Inject {
@@ -28,7 +36,7 @@ pub trait Inject {
     ///
     /// # Errors
     /// When no LAPIC accepted it.
-    fn msi(&self, msi: &Msi) -> Result<(), InjectError>;
+    fn msi(&self, msi: &Msi) -> Result<Accepted, InjectError>;
 
     /// Sets one source's level on a chip's pin.
     ///

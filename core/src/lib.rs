@@ -18,6 +18,7 @@ pub mod ids;
 pub mod inject;
 pub mod ioapic;
 pub mod irqfd;
+pub mod lapic;
 pub mod line;
 pub mod mediated;
 pub mod msix;

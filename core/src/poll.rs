@@ -19,7 +19,7 @@
 //! Bounded: at most [`BATCH`] events a pass, all injected before the first is drained. Fair: the source takes turns
 //! among what it watches. The reader ticks once per pass, so a control thread waits for at most one.
 
-use crate::inject::Inject;
+use crate::inject::{Accepted, Inject};
 use crate::irqfd::{Delivery, Irqfds, Outcome, Slot};
 use crate::prim::{Mutation, planted};
 use crate::source::{Drained, Fired, Source};
@@ -47,8 +47,8 @@ pub trait Observer {
 
 #[derive(Clone, Copy)]
 enum How {
-    /// Injected; whether it was accepted.
-    Injected(bool),
+    /// Injected; how it was accepted, or that it was not.
+    Injected(Option<Accepted>),
     Deferred,
     Stale,
 }
@@ -116,7 +116,7 @@ impl<'a, S: AsRef<[Slot]>> Poller<'a, S> {
     fn inject(&self, fired: &Fired, inject: &impl Inject) -> How {
         match self.irqfds.event(fired.id) {
             Delivery::Msi(_) if fired.hang_up => How::Deferred,
-            Delivery::Msi(msi) => How::Injected(inject.msi(&msi).is_ok()),
+            Delivery::Msi(msi) => How::Injected(inject.msi(&msi).ok()),
             Delivery::Defer => How::Deferred,
             Delivery::Stale => How::Stale,
         }
@@ -144,7 +144,7 @@ impl<'a, S: AsRef<[Slot]>> Poller<'a, S> {
         let signals = drained.signals;
         match event.how {
             How::Injected(accepted) => {
-                let mut outcome = Outcome::of(signals.min(1), accepted && signals > 0);
+                let mut outcome = Outcome::of(signals.min(1), accepted);
                 if signals > 1 && planted(Mutation::NoSecondInject) {
                     outcome += Outcome { merged: signals - 1, ..Outcome::default() };
                 } else if signals > 1 {
@@ -152,7 +152,7 @@ impl<'a, S: AsRef<[Slot]>> Poller<'a, S> {
                         How::Injected(accepted) => outcome += Outcome::of(signals - 1, accepted),
                         How::Deferred => self.defer(fired, signals - 1, observer),
                         // Cannot be, inside one pass; counted, if the host breaks its promise.
-                        How::Stale => outcome += Outcome::of(signals - 1, false),
+                        How::Stale => outcome += Outcome::of(signals - 1, None),
                     }
                 }
                 observer.delivered(fired, event.seen, event.injected, drained, outcome);

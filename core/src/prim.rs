@@ -152,4 +152,34 @@ pub enum Mutation {
     GroupOpenUnlisted,
     /// `group`: the last detach takes the driver without waiting for container calls (race 37).
     ContainerNoDrain,
+    /// `posted`: ON is set without a Release, so what it announces is not seen.
+    OnRelaxed,
+    /// `posted`: the owner ignores what C held and sleeps on what it made of it.
+    SleepBlind,
+    /// `posted`: nobody is told to wake a sleeping owner.
+    WakeDropped,
+    /// `posted`: every post over SLEEP wakes, not the first one alone.
+    WakeAlways,
+    /// `posted`: a harvest clears the request to park.
+    HarvestClearsStop,
+    /// `lapic`: vectors that are in the IRR already are not counted.
+    CountNotIrr,
+    /// `lapic`: an edge posted with a level of its vector takes the level's place.
+    EdgeWins,
+    /// `lapic`: an INIT leaves what was posted before it.
+    InitKeepsPir,
+    /// `posted`: ON is set before the bit that it announces.
+    OnBeforePir,
+    /// `posted`: a harvest clears ON after it took the maps.
+    ClearOnLate,
+    /// `posted`: SLEEP is a word of its own.
+    SleepApart,
+    /// `posted`: a post that finds its bit set by a load makes no read-modify-write.
+    PirPeek,
+    /// `posted`: a harvest looks at a map and clears it in two steps.
+    PirTakeInTwo,
+    /// `posted`: a post that merges does not set ON.
+    MergedNoOn,
+    /// `lapic`: the address word is published in two steps.
+    AddressInTwo,
 }

@@ -36,6 +36,26 @@ impl Error {
         self
     }
 
+    /// One more thing that the user can do.
+    #[must_use]
+    pub fn remedy_also(self, remedy: &str) -> Self {
+        let both =
+            self.remedy.as_ref().map_or_else(|| remedy.to_string(), |first| format!("{first}; or {remedy}"));
+        self.remedy(both)
+    }
+
+    /// What failed and why, without what to do about it.
+    #[must_use]
+    pub fn reason(&self) -> String {
+        Self { remedy: None, ..self.clone() }.to_string()
+    }
+
+    /// All of it in one line, for a list of notes.
+    #[must_use]
+    pub fn in_a_line(&self) -> String {
+        self.to_string().replace("\n  ", "; ")
+    }
+
     /// A remedy for one error number only.
     #[must_use]
     pub fn remedy_for(self, errno: i32, remedy: &str) -> Self {

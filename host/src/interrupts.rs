@@ -6,6 +6,7 @@
 //!  detach(id)                ──► core: off the list ──► shutdown worker: unhook, flush, release
 //! ```
 
+use crate::accel::Injector;
 use crate::clock::Clock;
 use crate::complaints::Wait;
 use crate::error::{Error, Result};
@@ -13,7 +14,6 @@ use crate::record::{Figures, Recorder};
 use crate::source::{Command, MAX_REGIONS, Port};
 use crate::sys::doorbell::{Consumer, Region};
 use crate::sys::fd::EventFd;
-use crate::vm::KvmInject;
 use crate::workers::{Watch, Workers};
 use pollvisor_core::ids::{EventKey, Gsi, SourceId};
 use pollvisor_core::irqfd::{Assign, AssignError, Bindings, Host, Irqfds, Outcome, Slot};
@@ -72,7 +72,7 @@ struct Request {
 pub struct Interrupts {
     /// Apart, because it is large: moving it about would make the starting thread's stack as large.
     irqfds: Box<Irqfds<Box<[Slot]>>>,
-    inject: KvmInject,
+    inject: Injector,
     clock: Clock,
     wake_deferred: Arc<EventFd>,
     wake_shutdown: Arc<EventFd>,
@@ -123,7 +123,7 @@ impl Interrupts {
     ///
     /// # Errors
     /// When descriptors or threads run out.
-    pub fn start(irqchip: Irqchip, inject: KvmInject, clock: Clock, slots: usize) -> Result<Running> {
+    pub fn start(irqchip: Irqchip, inject: Injector, clock: Clock, slots: usize) -> Result<Running> {
         let wake_shutdown = Arc::new(EventFd::new()?);
         let interrupts = Arc::new(Self {
             irqfds: Box::new(Irqfds::new((0..slots).map(|_| Slot::new()).collect(), irqchip, true)),
@@ -151,14 +151,15 @@ impl Interrupts {
 
     /// The way into the guest.
     #[must_use]
-    pub fn inject(&self) -> &KvmInject {
+    pub fn inject(&self) -> &Injector {
         &self.inject
     }
 
     /// A poller's observer.
     #[must_use]
     pub fn recorder(&self, figures: Figures) -> Recorder {
-        Recorder::new(self.clock, figures, self.wake_deferred.clone(), self.wake_shutdown.clone())
+        let wakes = (self.wake_deferred.clone(), self.wake_shutdown.clone());
+        Recorder::new(self.clock, self.inject.accelerator(), figures, wakes)
     }
 
     /// Replaces the GSI routes; nothing is delivered by an old one when this returns.

@@ -1,6 +1,7 @@
 //! The host side of pollvisor: raw system calls, the kernel's objects, the threads of the interrupt path.
 #![deny(unsafe_code)]
 
+pub mod accel;
 pub mod assign;
 pub mod boot;
 pub mod bus;

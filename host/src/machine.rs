@@ -1,5 +1,6 @@
 //! The machine a figure was made on: without it no figure means anything.
 
+use crate::accel::Accelerator;
 use crate::clock::Clock;
 use crate::sys::{tsc, vfio};
 use serde::Serialize;
@@ -7,6 +8,8 @@ use serde::Serialize;
 /// What a reader has to know to compare.
 #[derive(Debug, Clone, Serialize)]
 pub struct Machine {
+    /// What runs the guest: figures of one accelerator say nothing about the other's.
+    pub accelerator: Accelerator,
     /// The kernel's release.
     pub kernel: String,
     /// The processor's name.
@@ -25,7 +28,7 @@ pub struct Machine {
     pub pinned: bool,
     /// Whether this process's memory is locked.
     pub locked: bool,
-    /// How long KVM polls for a halted vCPU on this host, in nanoseconds, where it says.
+    /// How long KVM polls for a halted vCPU on this host, in nanoseconds, where it says; absent without KVM.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub halt_poll_ns: Option<u64>,
     /// What VFIO offers here.
@@ -37,9 +40,10 @@ pub struct Machine {
 impl Machine {
     /// This one.
     #[must_use]
-    pub fn this(clock: Clock) -> Self {
+    pub fn this(accelerator: Accelerator, clock: Clock) -> Self {
         let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
         Self {
+            accelerator,
             kernel: kernel.trim().to_string(),
             cpu: cpu_name(),
             tsc_khz: clock.khz(),
@@ -49,7 +53,7 @@ impl Machine {
             source: String::new(),
             pinned: false,
             locked: false,
-            halt_poll_ns: crate::vm::host_halt_poll_ns(),
+            halt_poll_ns: (accelerator == Accelerator::Kvm).then(crate::vm::host_halt_poll_ns).flatten(),
             vfio: vfio::describe(),
             warnings: Vec::new(),
         }

@@ -5,6 +5,7 @@
 //! ```
 //! INTx of slot n is pin 16 + n mod 8 of the I/O APIC.
 
+use crate::accel::Injector;
 use crate::bus::{Buses, Device};
 use crate::chips::{IOAPIC_BASE, IoapicDevice, KernelTable, Routes, SplitIoapic};
 use crate::clock::Clock;
@@ -115,10 +116,10 @@ impl Platform {
         let (ioapic, inject) = match config.irqchip {
             Irqchip::Split => {
                 let chip = SplitIoapic::new(vm.fd().clone(), kernel.clone())?;
-                (Some(chip.clone()), KvmInject::with_ioapic(vm.fd().clone(), chip))
+                (Some(chip.clone()), Injector::Kvm(KvmInject::with_ioapic(vm.fd().clone(), chip)))
             }
             _ => {
-                let inject = vm.injector()?;
+                let inject = Injector::Kvm(vm.injector()?);
                 kernel.set_pins(pin_routes)?;
                 (None, inject)
             }

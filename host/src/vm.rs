@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::sys::kvm::{Kvm, VcpuFd, VmFd};
 use kvm_bindings as kb;
 use pollvisor_core::ids::{Gsi, VcpuId};
-use pollvisor_core::inject::{Inject, InjectError, LineSource};
+use pollvisor_core::inject::{Accepted, Inject, InjectError, LineSource};
 use pollvisor_core::route::{Chip, IOAPIC_PINS, Irqchip, Msi, PIC_PINS, RawRoute};
 use std::sync::{Arc, Mutex, PoisonError};
 use vm_memory::GuestMemoryMmap;
@@ -188,6 +188,17 @@ pub fn requested(lapic: &crate::sys::kvm::Lapic, vector: u8) -> bool {
     lapic[at] & 1 << (vector % 8) != 0
 }
 
+/// Takes all waiting interrupts out of a LAPIC, of a vCPU that does not run.
+///
+/// # Errors
+/// The kernel's.
+pub fn clear_requests(vcpu: &VcpuFd) -> Result<()> {
+    const IRR: std::ops::Range<usize> = 0x200..0x280;
+    let mut lapic = vcpu.lapic()?;
+    lapic[IRR].fill(0);
+    vcpu.set_lapic(&lapic)
+}
+
 const PINS: usize = 2 * PIC_PINS as usize + IOAPIC_PINS as usize;
 
 const ALL_PINS: [(Chip, u32); PINS] = {
@@ -251,9 +262,9 @@ impl KvmInject {
 
 impl Inject for KvmInject {
     #[inline]
-    fn msi(&self, msi: &Msi) -> std::result::Result<(), InjectError> {
+    fn msi(&self, msi: &Msi) -> std::result::Result<Accepted, InjectError> {
         match self.fd.signal_msi(msi) {
-            Ok(true) => Ok(()),
+            Ok(true) => Ok(Accepted::default()),
             Ok(false) => Err(InjectError::Blocked),
             Err(errno) => Err(InjectError::Failed(errno)),
         }

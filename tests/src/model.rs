@@ -10,7 +10,7 @@ pub use eventfd::{Eventfd, Hook, KernelIrqfd};
 
 use loom::sync::atomic::{AtomicBool as ModelBool, AtomicU32 as ModelU32};
 use pollvisor_core::ids::{EventKey, Gsi, SourceId};
-use pollvisor_core::inject::{Inject, InjectError, LineSource};
+use pollvisor_core::inject::{Accepted, Inject, InjectError, LineSource};
 use pollvisor_core::irqfd::{Assign, AssignError, Bindings, Host, Irqfds, Outcome, Slot};
 use pollvisor_core::poll::{Observer, Poller};
 use pollvisor_core::prim::{Mutation, plant};
@@ -230,14 +230,14 @@ impl<const N: usize> World<N> {
 }
 
 impl<const N: usize> Inject for World<N> {
-    fn msi(&self, msi: &Msi) -> Result<(), InjectError> {
+    fn msi(&self, msi: &Msi) -> Result<Accepted, InjectError> {
         let forbidden = self.ledger.forbidden.load(SeqCst);
         let vector = msi.vector().into();
         assert!(forbidden != vector, "an interrupt by a route replaced before");
         assert_eq!(msi.destination(), vector, "a torn message");
         self.ledger.vector.store(vector, SeqCst);
         self.interrupt();
-        Ok(())
+        Ok(Accepted::default())
     }
 
     fn pin(&self, _: Chip, pin: u32, level: bool, source: LineSource) -> Result<(), InjectError> {

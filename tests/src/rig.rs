@@ -1,11 +1,12 @@
 //! Fixtures of the interrupt path: guests whose LAPICs only accept, by each accelerator, on whatever CPUs the machine has.
 
+use pollvisor::accel::{Accelerator, Vm};
 use pollvisor::clock::Clock;
 use pollvisor::pin::{Placement, available};
 use pollvisor::record::Figures;
 use pollvisor::session::{Delivery, Session, SessionConfig, Signaller, Signals};
 use pollvisor::source::Backend;
-use pollvisor::vm::{Idle, Vm, VmConfig};
+use pollvisor::vm::{Idle, VmConfig};
 use pollvisor_core::irqfd::Outcome;
 use std::time::{Duration, Instant};
 
@@ -36,7 +37,7 @@ impl Accel {
     pub fn missing(self) -> Option<String> {
         match self {
             Self::Kvm => pollvisor::sys::kvm::Kvm::open().err().map(|error| error.to_string()),
-            Self::Software => Some("pollvisor has no software machine yet".into()),
+            Self::Software => None,
         }
     }
 
@@ -44,24 +45,30 @@ impl Accel {
     #[must_use]
     pub const fn flags(self) -> &'static [&'static str] {
         match self {
-            Self::Kvm => &[],
+            Self::Kvm => &["--accel", "kvm"],
             Self::Software => &["--accel", "software"],
         }
     }
 
-    /// A virtual machine, without memory.
+    const fn accelerator(self) -> Accelerator {
+        match self {
+            Self::Kvm => Accelerator::Kvm,
+            Self::Software => Accelerator::Software,
+        }
+    }
+
+    /// A virtual machine for one vCPU, without memory.
     #[must_use]
     pub fn vm(self, config: &VmConfig) -> Vm {
-        assert_eq!(self, Self::Kvm, "there is no other yet");
-        Vm::new(config, None).expect("a VM")
+        Vm::new(self.accelerator(), config, None, 1).expect("a VM")
     }
 }
 
 /// A session without running vCPUs. The poller has the last CPU, like everywhere.
 #[must_use]
 pub fn accepting(accel: Accel, vectors: usize, signals: Signals, delivery: Delivery) -> (Session, Signaller) {
-    assert_eq!(accel, Accel::Kvm, "there is no other yet");
     let config = SessionConfig {
+        accelerator: accel.accelerator(),
         vectors,
         signals,
         delivery,

@@ -290,7 +290,12 @@ mod tests {
     }
 
     fn event(slot: usize, signals: u64, seen: u64, injected: u64) -> Sample {
-        let outcome = Outcome { delivered: signals.min(2), merged: signals.saturating_sub(2), dropped: 0 };
+        let outcome = Outcome {
+            delivered: signals.min(2),
+            merged: signals.saturating_sub(2),
+            dropped: 0,
+            ..Outcome::default()
+        };
         Sample { slot, signals, outcome, seen, injected, last: injected + 50 }
     }
 

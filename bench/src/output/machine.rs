@@ -76,7 +76,7 @@ mod tests {
     #[test]
     fn it_says_what_the_machine_itself_says() {
         let clock = pollvisor::clock::Clock::from_khz(2_595_725);
-        let mut machine = pollvisor::machine::Machine::this(clock);
+        let mut machine = pollvisor::machine::Machine::this(pollvisor::accel::Accelerator::Kvm, clock);
         (machine.source, machine.delivery, machine.idle) = ("a".into(), "b".into(), "c".into());
         for locked in [true, false] {
             machine.locked = locked;

@@ -188,6 +188,7 @@ mod tests {
         use pollvisor::session::{Delivery, Session, SessionConfig, Signals};
         use pollvisor::{clock::Clock, pin::Placement, record::Figures, source::Backend, vm::Idle};
         let config = SessionConfig {
+            accelerator: pollvisor::accel::Accelerator::Kvm,
             vectors: 8,
             signals: Signals::Doorbell,
             delivery: Delivery::Poller(Backend::AIO),

@@ -5,6 +5,7 @@ use super::trigger::{self, Trigger, poller_of};
 use super::{Config, Path, Way, gsi, routes};
 use crate::measure::{add, matching::Taken};
 use kvm_bindings::KVM_IRQFD_FLAG_DEASSIGN;
+use pollvisor::accel::Injector;
 use pollvisor::clock::Clock;
 use pollvisor::error::{Error, Result};
 use pollvisor::flight::Flight;
@@ -78,7 +79,8 @@ impl Lanes {
             _ => Backend::Aio { per_context: config.per_context },
         };
         let accepting = Accepting::new(slots)?;
-        let interrupts = Interrupts::start(Irqchip::Split, accepting.vm.injector()?, clock, slots)?;
+        let interrupts =
+            Interrupts::start(Irqchip::Split, Injector::Kvm(accepting.vm.injector()?), clock, slots)?;
         let figures = || {
             let figures = Figures::new(&[], slots, false).keeping(config.samples, config.gaps);
             if config.flight { figures.with_flight() } else { figures }

@@ -1,5 +1,6 @@
 //! One redirection entry: what each bit means, and the message it implies.
 
+use crate::ids::Trigger;
 use crate::msix::Message;
 
 const VECTOR: u64 = 0xff;
@@ -18,15 +19,6 @@ const MSI_LOGICAL: u32 = 1 << 2;
 /// "Asserted"; means something in a level message only.
 const MSI_ASSERT: u32 = 1 << 14;
 const MSI_LEVEL: u32 = 1 << 15;
-
-/// How an entry reads its line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Trigger {
-    /// A rising edge is one interrupt; nobody waits for its EOI.
-    Edge,
-    /// The line is an interrupt as long as it is up; one at a time, until the EOI.
-    Level,
-}
 
 /// What the local APIC is asked to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

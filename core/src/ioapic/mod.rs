@@ -58,8 +58,9 @@ mod model;
 #[cfg(all(test, not(loom)))]
 mod tests;
 
+pub use crate::ids::Trigger;
 pub use crate::msix::Message;
-pub use entry::{DeliveryMode, Entry, Trigger, eoi_route};
+pub use entry::{DeliveryMode, Entry, eoi_route};
 pub use eoi::Acked;
 pub use regs::{Access, Version, Written};
 pub use sets::{Pin, PinSet, VectorSet};

@@ -122,8 +122,35 @@ impl VectorSet {
         (0..=u8::MAX).filter(|vector| self.contains(*vector))
     }
 
+    /// The set with these vectors, 64 a word, vector 0 in bit 0 of the first.
+    #[must_use]
+    pub const fn from_words(words: [u64; 4]) -> Self {
+        Self(words)
+    }
+
+    /// A bit for each vector, as in [`from_words`](Self::from_words).
+    #[must_use]
+    pub const fn words(&self) -> [u64; 4] {
+        self.0
+    }
+
+    /// How many vectors are in it.
+    #[must_use]
+    pub fn len(&self) -> u32 {
+        self.0.iter().map(|word| word.count_ones()).sum()
+    }
+
+    /// The highest vector in it.
+    #[inline]
+    #[must_use]
+    #[allow(clippy::cast_possible_truncation, reason = "a vector is below 256")]
+    pub fn highest(&self) -> Option<u8> {
+        let word = self.0.iter().rposition(|word| *word != 0)?;
+        Some(word as u8 * 64 + self.0[word].ilog2() as u8)
+    }
+
     /// Puts `vector` in; whether it was not in before.
-    pub(super) const fn insert(&mut self, vector: u8) -> bool {
+    pub(crate) const fn insert(&mut self, vector: u8) -> bool {
         let (word, bit) = Self::place(vector);
         let was = self.0[word] & bit != 0;
         self.0[word] |= bit;
@@ -131,7 +158,7 @@ impl VectorSet {
     }
 
     /// Takes `vector` out; whether it was in.
-    pub(super) const fn remove(&mut self, vector: u8) -> bool {
+    pub(crate) const fn remove(&mut self, vector: u8) -> bool {
         let (word, bit) = Self::place(vector);
         let was = self.0[word] & bit != 0;
         self.0[word] &= !bit;

@@ -3,7 +3,7 @@
 use super::resample::set_level;
 use super::slot::Slot;
 use super::{Irqfds, SourceId};
-use crate::inject::{Inject, LineSource};
+use crate::inject::{Accepted, Inject, LineSource};
 use crate::prim::Ordering;
 use crate::route::{MAX_PER_GSI, Target};
 use crate::sync::Reader;
@@ -18,16 +18,33 @@ pub struct Outcome {
     pub merged: u64,
     /// Signals that led to none: unrouted, or refused.
     pub dropped: u64,
+    /// Interrupts, spurious ones too, whose vector the LAPIC had requested already, where it tells.
+    pub coalesced: u64,
 }
 
 impl Outcome {
-    /// `signals` that became one interrupt, or none.
+    /// `signals` that became one interrupt, or none where no LAPIC accepted it.
     #[must_use]
-    pub const fn of(signals: u64, accepted: bool) -> Self {
-        if accepted {
-            Self { delivered: 1, merged: signals.saturating_sub(1), dropped: 0 }
-        } else {
-            Self { delivered: 0, merged: 0, dropped: signals }
+    pub const fn of(signals: u64, accepted: Option<Accepted>) -> Self {
+        match accepted {
+            Some(Accepted { coalesced }) => Self {
+                delivered: if signals > 0 { 1 } else { 0 },
+                merged: signals.saturating_sub(1),
+                dropped: 0,
+                coalesced: coalesced as u64,
+            },
+            None => Self { delivered: 0, merged: 0, dropped: signals, coalesced: 0 },
+        }
+    }
+
+    /// What came since `before`, an earlier count of the same.
+    #[must_use]
+    pub const fn since(&self, before: Self) -> Self {
+        Self {
+            delivered: self.delivered - before.delivered,
+            merged: self.merged - before.merged,
+            dropped: self.dropped - before.dropped,
+            coalesced: self.coalesced - before.coalesced,
         }
     }
 
@@ -43,6 +60,7 @@ impl core::ops::AddAssign for Outcome {
         self.delivered += other.delivered;
         self.merged += other.merged;
         self.dropped += other.dropped;
+        self.coalesced += other.coalesced;
     }
 }
 
@@ -85,14 +103,19 @@ impl<S: AsRef<[Slot]>> Irqfds<S> {
 }
 
 /// An edge: up and down again on a pin, one message on an MSI.
-fn pulse(targets: &Vec<Target, MAX_PER_GSI>, inject: &impl Inject) -> bool {
-    let mut any = false;
+fn pulse(targets: &Vec<Target, MAX_PER_GSI>, inject: &impl Inject) -> Option<Accepted> {
+    let mut any = None;
     for level in [true, false] {
         for target in targets {
-            any |= match *target {
-                Target::Pin { chip, pin } => inject.pin(chip, pin, level, LineSource::Edge).is_ok() && level,
-                Target::Msi(msi) => level && inject.msi(&msi).is_ok(),
+            let accepted = match *target {
+                Target::Pin { chip, pin } => {
+                    let set = inject.pin(chip, pin, level, LineSource::Edge);
+                    set.ok().filter(|()| level).map(|()| Accepted::default())
+                }
+                Target::Msi(msi) if level => inject.msi(&msi).ok(),
+                Target::Msi(_) => None,
             };
+            any = accepted.or(any);
         }
     }
     any

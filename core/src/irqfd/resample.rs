@@ -20,7 +20,7 @@
 use super::slot::{NONE, Slot};
 use super::{AssignError, Host};
 use crate::ids::{EventKey, Gsi};
-use crate::inject::{Inject, LineSource};
+use crate::inject::{Accepted, Inject, LineSource};
 use crate::prim::{Mutation, Ordering, planted};
 use crate::route::{MAX_PER_GSI, Target};
 use crate::sync::SpinLock;
@@ -179,14 +179,21 @@ fn unlink(slots: &[Slot], head: &mut u32, index: u32) {
 }
 
 /// Sets the resampling source's level on every chip pin in `targets`.
-pub(super) fn set_level(targets: &Vec<Target, MAX_PER_GSI>, level: bool, inject: &impl Inject) -> bool {
-    let mut any = false;
+pub(super) fn set_level(
+    targets: &Vec<Target, MAX_PER_GSI>,
+    level: bool,
+    inject: &impl Inject,
+) -> Option<Accepted> {
+    let mut any = None;
     for target in targets {
-        match *target {
-            Target::Pin { chip, pin } => any |= inject.pin(chip, pin, level, LineSource::Resample).is_ok(),
-            Target::Msi(msi) if level => any |= inject.msi(&msi).is_ok(),
-            Target::Msi(_) => {}
-        }
+        let accepted = match *target {
+            Target::Pin { chip, pin } => {
+                inject.pin(chip, pin, level, LineSource::Resample).ok().map(|()| Accepted::default())
+            }
+            Target::Msi(msi) if level => inject.msi(&msi).ok(),
+            Target::Msi(_) => None,
+        };
+        any = accepted.or(any);
     }
     any
 }

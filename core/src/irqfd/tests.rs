@@ -7,7 +7,7 @@ mod random;
 mod resample;
 
 use super::*;
-use crate::inject::{InjectError, LineSource};
+use crate::inject::{Accepted, InjectError, LineSource};
 use crate::poll::{Observer, Poller};
 use crate::route::RawRoute;
 use crate::source::{Drained, Fired, Source};
@@ -157,12 +157,12 @@ impl Source for &Vm {
 }
 
 impl Inject for Vm {
-    fn msi(&self, msi: &Msi) -> Result<(), InjectError> {
+    fn msi(&self, msi: &Msi) -> Result<Accepted, InjectError> {
         if self.blocked.get() {
             return Err(InjectError::Blocked);
         }
         *self.msis.borrow_mut().entry(msi.vector()).or_default() += 1;
-        Ok(())
+        Ok(Accepted::default())
     }
 
     fn pin(&self, chip: Chip, pin: u32, level: bool, source: LineSource) -> Result<(), InjectError> {

@@ -14,6 +14,7 @@ use crate::source::Port;
 use crate::sys::fd::EventFd;
 use kvm_bindings::KVM_IRQFD_FLAG_DEASSIGN;
 use pollvisor_core::ids::{Gsi, SourceId};
+use pollvisor_core::inject::Accepted;
 use pollvisor_core::irqfd::Outcome;
 use pollvisor_core::route::Msi;
 use std::os::fd::{AsFd, AsRawFd};
@@ -112,7 +113,7 @@ impl Vector {
                 // What was there the kernel has injected, and left the count: nobody shall deliver that again.
                 let signals = self.event.take();
                 if signals > 0 {
-                    self.counts += Outcome::of(signals, true);
+                    self.counts += Outcome::of(signals, Some(Accepted::default()));
                 }
                 Bound::Kernel
             }
@@ -161,7 +162,8 @@ impl Vector {
     pub fn send(&mut self, parts: &Parts, message: &Msi) {
         let signals = std::mem::take(&mut self.pending);
         if signals > 0 {
-            self.counts += Outcome::of(signals, parts.vm.signal_msi(message) == Ok(true));
+            self.counts +=
+                Outcome::of(signals, (parts.vm.signal_msi(message) == Ok(true)).then(Accepted::default));
         }
     }
 
@@ -174,6 +176,6 @@ impl Vector {
 
     /// Counts signals that nobody delivers any more.
     pub fn drop_signals(&mut self, signals: u64) {
-        self.counts += Outcome::of(signals, false);
+        self.counts += Outcome::of(signals, None);
     }
 }

@@ -101,6 +101,18 @@ pub enum MdevCommand {
     },
 }
 
+/// What runs the guest.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum AccelArg {
+    /// KVM where /dev/kvm can be opened, else the software machine
+    #[default]
+    Auto,
+    /// KVM
+    Kvm,
+    /// The software machine: a software LAPIC, no guest code; runs anywhere, compares with nothing but itself
+    Software,
+}
+
 /// What signals.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum SourceArg {
@@ -168,6 +180,9 @@ pub enum IrqchipArg {
 /// The flags of `run`.
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
 pub struct RunArgs {
+    /// What runs the guest
+    #[arg(long, value_enum, default_value_t = AccelArg::Auto)]
+    pub accel: AccelArg,
     /// Interrupt vectors, 1 to 4096 [default: 8; with devices all they have]
     #[arg(long, value_name = "N")]
     pub vectors: Option<usize>,

@@ -2,6 +2,7 @@
 
 use super::mdev::{self, Mdev, MdevType};
 use super::{DeviceAddress, Host, Obstacle, PciDevice, Rebound, bind, list, unbind};
+use crate::accel::choose;
 use crate::cli::{DevicesCommand, MdevCommand};
 use crate::error::{Error, Result};
 use crate::pci::Bdf;
@@ -22,6 +23,8 @@ pub fn devices(host: &Host, command: &DevicesCommand) -> Result<()> {
             Ok(())
         }
         DevicesCommand::Test { addresses, run } => {
+            let flag = ("devices test", true, "maps nothing into a guest and runs no driver");
+            choose(run.accel)?.refuse(&[flag])?;
             let mut run = (**run).clone();
             run.device.extend(addresses.iter().map(|address| DeviceAddress::Pci(*address).into()));
             crate::run::run(&run).map(drop)

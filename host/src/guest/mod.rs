@@ -164,6 +164,35 @@ impl Guest {
         self.memory.load(GuestAddress(at), Ordering::Relaxed).unwrap_or(0)
     }
 
+    /// A vCPU's first instruction, of one that a thread stands in for.
+    pub(crate) fn began(&self, vcpu: VcpuId) {
+        self.count(vcpu, 0);
+    }
+
+    /// A run of the handler of `vector` at `time`, in TSC cycles, as the guest's own handler writes it. Of a vCPU that the
+    /// calling thread stands in for.
+    #[inline]
+    pub(crate) fn handle(&self, vcpu: VcpuId, vector: u8, time: u64) {
+        let at = Self::record(vcpu, vector);
+        let run = at + RUNS + self.handled(vcpu, vector) % RUNS_KEPT * 16;
+        // Acquire: pairs with the Release in `announce`, for the number of a signal whose post was seen.
+        let number = self.memory.load::<u64>(GuestAddress(at + NUMBER), Ordering::Acquire).unwrap_or(0);
+        let store = |at, value| {
+            let stored = self.memory.store::<u64>(value, GuestAddress(at), Ordering::Relaxed);
+            debug_assert!(stored.is_ok(), "records are in the guest's memory");
+        };
+        store(run, time);
+        store(run + 8, number);
+        self.count(vcpu, vector);
+    }
+
+    fn count(&self, vcpu: VcpuId, vector: u8) {
+        let runs = self.handled(vcpu, vector) + 1;
+        // Release: pairs with the Acquire in `handled`, for the run's time and number.
+        let stored = self.memory.store(runs, GuestAddress(Self::record(vcpu, vector)), Ordering::Release);
+        debug_assert!(stored.is_ok(), "records are in the guest's memory");
+    }
+
     /// Of the handler's run number `run` (from 0), one of the last [`RUNS_KEPT`]: the guest's TSC at its first
     /// instruction, and the number of the last signal announced by then.
     #[must_use]

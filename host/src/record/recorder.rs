@@ -1,6 +1,7 @@
 //! The poller's observer: notes what each delivery took.
 
 use super::{Exchange, Figures, SHORTEST_GAP_NS, Sample, Stage};
+use crate::accel::Accelerator;
 use crate::clock::Clock;
 use crate::flight;
 use crate::sys::fd::EventFd;
@@ -22,20 +23,33 @@ pub struct Recorder {
     last_idle: u64,
     /// [`SHORTEST_GAP_NS`] in cycles.
     shortest_gap: u64,
+    /// The names of its stages on this accelerator.
+    seen_to_injected: Stage,
+    signal_to_accepted: Stage,
 }
 
 impl Recorder {
-    /// A recorder that starts with `figures`.
+    /// A recorder that starts with `figures`; `wake_deferred` and `wake_shutdown` wake the workers.
     #[must_use]
     pub fn new(
         clock: Clock,
+        accelerator: Accelerator,
         figures: Figures,
-        wake_deferred: Arc<EventFd>,
-        wake_shutdown: Arc<EventFd>,
+        (wake_deferred, wake_shutdown): (Arc<EventFd>, Arc<EventFd>),
     ) -> Self {
         let (figures, exchange) = (Box::new(figures), Exchange::new());
         let shortest_gap = clock.cycles(Duration::from_nanos(SHORTEST_GAP_NS));
-        Self { clock, figures, exchange, wake_deferred, wake_shutdown, last_idle: 0, shortest_gap }
+        Self {
+            clock,
+            figures,
+            exchange,
+            wake_deferred,
+            wake_shutdown,
+            last_idle: 0,
+            shortest_gap,
+            seen_to_injected: accelerator.seen_to_injected(),
+            signal_to_accepted: accelerator.signal_to_accepted(),
+        }
     }
 
     /// Where to ask for the figures.
@@ -83,7 +97,7 @@ impl Recorder {
     fn note(&mut self, fired: &Fired, stamp: u64, seen: u64, injected: u64) {
         let vector = fired.id.slot();
         let figures = &mut self.figures;
-        figures.record(vector, Stage::SeenToInjected, self.clock.ns(injected - seen));
+        figures.record(vector, self.seen_to_injected, self.clock.ns(injected - seen));
         if stamp == 0 {
             figures.unstamped += 1;
         } else if seen < stamp {
@@ -91,7 +105,7 @@ impl Recorder {
         } else {
             let accepted = self.clock.ns(injected - stamp);
             figures.record(vector, Stage::SignalToSeen, self.clock.ns(seen - stamp));
-            figures.record(vector, Stage::SignalToAccepted, accepted);
+            figures.record(vector, self.signal_to_accepted, accepted);
             if let Some(latest) = figures.latest.get_mut(vector) {
                 *latest = accepted;
             }
@@ -127,6 +141,9 @@ impl Observer for Recorder {
         if self.figures.flight.is_some() {
             self.fly(fired, seen, injected, drained);
         }
+        if let Some(ledger) = self.figures.ledger.get_mut(fired.id.slot()) {
+            *ledger += outcome;
+        }
         if drained.signals == 0 {
             self.figures.spurious += 1;
             return;
@@ -135,9 +152,6 @@ impl Observer for Recorder {
             let last = if drained.signals > 1 { self.clock.now() } else { injected };
             let (slot, signals) = (fired.id.slot(), drained.signals);
             self.figures.keep(Sample { slot, signals, outcome, seen, injected, last });
-        }
-        if let Some(ledger) = self.figures.ledger.get_mut(fired.id.slot()) {
-            *ledger += outcome;
         }
         if outcome.delivered > 0 {
             self.note(fired, drained.stamp, seen, injected);
@@ -184,7 +198,7 @@ mod tests {
         let wake = || Arc::new(EventFd::new().expect("an eventfd"));
         let clock = Clock::calibrate().expect("a clock");
         let figures = || Figures::new(&[], 0, false).keeping(0, true);
-        let mut recorder = Recorder::new(clock, figures(), wake(), wake());
+        let mut recorder = Recorder::new(clock, Accelerator::Kvm, figures(), (wake(), wake()));
         let nap = Duration::from_millis(5);
         let longest = |figures: &Figures| figures.gaps.as_ref().map(hdrhistogram::Histogram::max);
         recorder.turn();
@@ -202,7 +216,7 @@ mod tests {
         let wake = || Arc::new(EventFd::new().expect("an eventfd"));
         let clock = Clock::from_khz(1_000_000);
         let figures = || Figures::new(&Stage::ALL, 4, false);
-        let mut recorder = Recorder::new(clock, figures(), wake(), wake());
+        let mut recorder = Recorder::new(clock, Accelerator::Kvm, figures(), (wake(), wake()));
         deliver(&mut recorder, 1);
         assert!(swap(&mut recorder, figures().with_flight()).flight.is_none());
         deliver(&mut recorder, 2);

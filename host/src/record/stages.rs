@@ -5,23 +5,37 @@ use hdrhistogram::Histogram;
 /// The longest latency that is recorded, in nanoseconds; a longer one counts as this.
 pub const LONGEST_NS: u64 = 60_000_000_000;
 
-/// A stretch of an interrupt's way.
+/// A stretch of an interrupt's way. The software machine's stages have names of their own, so that nobody takes one
+/// figure for the other; only `SignalToSeen` is one thing in both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stage {
     /// From the signal to the poller's first sight of it.
     SignalToSeen,
     /// From there to the end of the injecting call.
     SeenToInjected,
+    /// From there until the interrupt is in the software LAPIC's posted-interrupt descriptor.
+    SeenToPosted,
     /// From the signal until the in-kernel LAPIC has the interrupt.
     SignalToAccepted,
+    /// From the signal until the software LAPIC's descriptor has the interrupt.
+    SignalToPosted,
     /// From the signal to the first instruction of the guest's handler.
     SignalToHandler,
+    /// From the signal until the thread that stands in for a vCPU has taken the vector.
+    SignalToStandin,
 }
 
 impl Stage {
     /// All, in the order of an interrupt's way.
-    pub const ALL: [Self; 4] =
-        [Self::SignalToSeen, Self::SeenToInjected, Self::SignalToAccepted, Self::SignalToHandler];
+    pub const ALL: [Self; 7] = [
+        Self::SignalToSeen,
+        Self::SeenToInjected,
+        Self::SeenToPosted,
+        Self::SignalToAccepted,
+        Self::SignalToPosted,
+        Self::SignalToHandler,
+        Self::SignalToStandin,
+    ];
 
     /// The key in JSON.
     #[must_use]
@@ -29,8 +43,11 @@ impl Stage {
         match self {
             Self::SignalToSeen => "signal_to_seen",
             Self::SeenToInjected => "seen_to_injected",
+            Self::SeenToPosted => "seen_to_posted",
             Self::SignalToAccepted => "signal_to_accepted",
+            Self::SignalToPosted => "signal_to_posted",
             Self::SignalToHandler => "signal_to_handler",
+            Self::SignalToStandin => "signal_to_standin",
         }
     }
 
@@ -40,15 +57,18 @@ impl Stage {
         match self {
             Self::SignalToSeen => "signal → seen",
             Self::SeenToInjected => "seen → injected",
+            Self::SeenToPosted => "seen → posted",
             Self::SignalToAccepted => "signal → accepted",
+            Self::SignalToPosted => "signal → posted",
             Self::SignalToHandler => "signal → handler",
+            Self::SignalToStandin => "signal → stand-in",
         }
     }
 }
 
 /// Histograms of one source of latencies, in nanoseconds. `None` where the stage is not measured.
 #[derive(Debug, Clone)]
-pub struct Stages([Option<Histogram<u64>>; 4]);
+pub struct Stages([Option<Histogram<u64>>; Stage::ALL.len()]);
 
 impl Stages {
     /// Empty histograms for `stages`, with this many significant digits, their memory touched.
@@ -64,7 +84,7 @@ impl Stages {
             }
             histogram
         };
-        Self([0, 1, 2, 3].map(|i| histogram(&Stage::ALL[i])))
+        Self(Stage::ALL.map(|stage| histogram(&stage)))
     }
 
     /// Records one latency.

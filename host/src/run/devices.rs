@@ -6,6 +6,7 @@ use super::live::Live;
 use super::produce::pause_until;
 use super::report::Report;
 use super::{Prepared, REFRESH, SETTLE, name, prepare};
+use crate::accel::{Accelerator, Choice};
 use crate::assign::{Assigned, Via};
 use crate::cli::{DeliveryArg, DeviceArg, InterruptArg, IrqchipArg, RunArgs, SourceArg};
 use crate::devices::{self, DeviceAddress, Host};
@@ -24,7 +25,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-const STAGES: [Stage; 4] = Stage::ALL;
+const STAGES: [Stage; 4] =
+    [Stage::SignalToSeen, Stage::SeenToInjected, Stage::SignalToAccepted, Stage::SignalToHandler];
 /// Vectors of a device whose configuration space an ordinary user cannot read whole.
 const UNKNOWN: usize = 2048;
 /// Vectors of a mediated device, of which sysfs says nothing. No driver in Linux makes one with more than a few, and each
@@ -68,7 +70,8 @@ impl Vector {
 /// What is in the way, and what to do about it.
 pub(super) fn measure(args: &RunArgs) -> Result<Report> {
     check(args)?;
-    let Prepared { places, clock, interrupted, mut machine } = prepare(args)?;
+    let Prepared { places, clock, interrupted, mut machine } =
+        prepare(args, &Choice { accelerator: Accelerator::Kvm, no_kvm: None })?;
     let host = Host::default();
     let mut pollers = vec![(Backend::AIO, places.poller)];
     let by = |device: &DeviceArg| device.delivery.unwrap_or(args.delivery);
@@ -304,7 +307,7 @@ impl Run<'_> {
         let mut figures = self.by_vector(&total);
         for (n, vector) in self.vectors.iter().enumerate() {
             let counted = &mut figures.ledger[n];
-            *counted += since(self.counted_of(vector), before[n]);
+            *counted += self.counted_of(vector).since(before[n]);
             if vector.kernel {
                 // The kernel takes every signal of an eventfd that is bound there, one interrupt each; the guest's
                 // handlers are the check.
@@ -325,6 +328,7 @@ impl Run<'_> {
             vectors: self.vectors.iter().map(|vector| vector.gate).collect(),
             tsc_offset: self.session.tsc_offset(),
             clock,
+            stage: Stage::SignalToHandler,
         };
         let mut handlers = Handlers::new(targets);
         let mut figures = Figures::new(&STAGES, self.vectors.len(), true);
@@ -384,7 +388,7 @@ impl Run<'_> {
             total.add(&self.session.take_figures());
             let open = self.vectors.iter().zip(sent).zip(before).any(|((vector, sent), before)| {
                 let polled = total.ledger.get(vector.slot).map_or(0, Outcome::signals);
-                !vector.kernel && polled + since(self.counted_of(vector), *before).signals() < *sent
+                !vector.kernel && polled + self.counted_of(vector).since(*before).signals() < *sent
             });
             if !open || began.elapsed() > SETTLE {
                 return;
@@ -414,13 +418,5 @@ impl Run<'_> {
         (ours.spurious, ours.unstamped, ours.negative, ours.deferred) =
             (figures.spurious, figures.unstamped, figures.negative, figures.deferred);
         ours
-    }
-}
-
-fn since(now: Outcome, before: Outcome) -> Outcome {
-    Outcome {
-        delivered: now.delivered - before.delivered,
-        merged: now.merged - before.merged,
-        dropped: now.dropped - before.dropped,
     }
 }

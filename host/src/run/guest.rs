@@ -11,6 +11,7 @@ use super::guest_report::GuestReport;
 use super::name;
 use super::place::{self, Places};
 use super::tuning::{self, Tuning};
+use crate::accel::Accelerator;
 use crate::boot::load::Boot;
 use crate::boot::memory;
 use crate::cli::{DeliveryArg, IrqchipArg, MemoryArg, RunArgs};
@@ -73,7 +74,7 @@ pub(super) fn run(args: &RunArgs) -> Result<u8> {
     let mut places = place::place(args)?;
     let tuning = Tuning::new(args, args.boot.memory.unwrap_or(MemoryArg::of(MEMORY)), &places)?;
     settle(&mut places, args, tuning.pin)?;
-    let mut machine = Machine::this(clock);
+    let mut machine = Machine::this(Accelerator::Kvm, clock);
     let memory = Arc::new(memory::allocate(&tuning.memory)?);
     let host = Host::default();
     let config = config(args, &places, &host, &tuning)?;

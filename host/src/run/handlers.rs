@@ -39,6 +39,8 @@ pub(super) struct Targets<'a> {
     /// What is to be taken off the guest's time to make it the host's.
     pub tsc_offset: u64,
     pub clock: Clock,
+    /// The stage that ends with the handler.
+    pub stage: Stage,
 }
 
 impl<'a> Targets<'a> {
@@ -49,6 +51,7 @@ impl<'a> Targets<'a> {
             vectors: (0..session.vectors()).map(|vector| session.target(vector)).collect(),
             tsc_offset: session.tsc_offset(),
             clock: session.clock(),
+            stage: session.accelerator().signal_to_handler(),
         }
     }
 }
@@ -119,7 +122,7 @@ impl<'a> Handlers<'a> {
             if watched.announced - oldest >= KEPT as u64 {
                 figures.unstamped += 1;
             } else {
-                figures.record(vector, Stage::SignalToHandler, self.targets.clock.ns(ran - made));
+                figures.record(vector, self.targets.stage, self.targets.clock.ns(ran - made));
             }
         }
         watched.seen = handled;

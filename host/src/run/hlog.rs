@@ -1,5 +1,6 @@
 //! The HdrHistogram interval log (version 1.3), tagged by stage.
 
+use crate::accel::Accelerator;
 use crate::error::{Error, Result};
 use crate::record::{Figures, Stage};
 use hdrhistogram::serialization::V2DeflateSerializer;
@@ -24,7 +25,7 @@ impl Hlog {
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn create(path: &Path) -> Result<Self> {
+    pub fn create(path: &Path, accelerator: Accelerator) -> Result<Self> {
         let what = || format!("creating the histogram log {}", path.display());
         let file = File::create(path)
             .map_err(|e| Error::os(what(), &e).remedy("--hlog with a file in a writable folder"))?;
@@ -32,6 +33,7 @@ impl Hlog {
         let now = SystemTime::now();
         IntervalLogWriterBuilder::new()
             .add_comment("pollvisor; latencies in nanoseconds, tagged by stage")
+            .add_comment(accelerator.headline())
             .with_start_time(now)
             .with_base_time(now)
             .with_max_value_divisor(MAX_DIVISOR)

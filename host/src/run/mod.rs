@@ -13,16 +13,17 @@ mod report;
 mod tuning;
 
 pub use produce::{Produced, Progress, produce};
-pub use report::{Ledger, Report, StageFigures, VectorReport, microseconds};
+pub use report::{LapicReport, Ledger, Report, StageFigures, VectorReport, microseconds};
 
+use crate::accel::{Accelerator, Choice, choose};
 use crate::cli::{DeliveryArg, GuestArg, IdleArg, RunArgs, SourceArg};
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::machine::Machine;
 use crate::pin::Placement;
 use crate::poller::PollerThread;
-use crate::record::{Figures, Stage};
-use crate::session::{Delivery, Session, SessionConfig, Signaller, Signals};
+use crate::record::Figures;
+use crate::session::{Delivery, Session, SessionConfig, Signaller, Signals, Stopped};
 use crate::source::Backend;
 use crate::sys::sched;
 use crate::vm::Idle;
@@ -44,12 +45,17 @@ const SETTLE: Duration = Duration::from_secs(5);
 /// # Errors
 /// Whatever kept it from being done, and what to do about it.
 pub fn run(args: &RunArgs) -> Result<u8> {
+    let choice = choose(args.accel)?;
+    choice.refuse(&only_kvm(args))?;
     if args.boot.kernel.is_some() {
         place::keep_house(args)?;
         return guest::run(args);
     }
     args.boot.none_without_kernel()?;
-    let report = measure(args)?;
+    let report = measure(args, &choice)?;
+    if choice.accelerator == Accelerator::Software {
+        eprintln!("{}", choice.accelerator.headline());
+    }
     if args.json {
         let json =
             serde_json::to_string_pretty(&report).map_err(|e| Error::new(format!("writing JSON: {e}")))?;
@@ -57,31 +63,45 @@ pub fn run(args: &RunArgs) -> Result<u8> {
     } else {
         print!("{}", report.table());
     }
-    match report.ledger.missing() {
-        0 => Ok(0),
-        missing => {
-            Err(Error::new(format!("{missing} signals are not accounted for")).remedy("report this as a bug"))
+    let unaccounted =
+        [("signals", report.ledger.missing()), ("interrupts in the LAPICs", report.missing_in_lapics())];
+    match unaccounted.iter().find(|(_, missing)| *missing != 0) {
+        None => Ok(0),
+        Some((what, missing)) => {
+            Err(Error::new(format!("{missing} {what} are not accounted for")).remedy("report this as a bug"))
         }
     }
 }
 
-/// Runs it.
-///
-/// # Errors
-/// As [`run`].
-pub fn measure(args: &RunArgs) -> Result<Report> {
+/// The flags that were given and only KVM can serve, and why.
+fn only_kvm(args: &RunArgs) -> [(&'static str, bool, &'static str); 7] {
+    const NO_CODE: &str = "runs no guest instruction";
+    const NO_EXIT: &str = "runs no guest instruction that could exit";
+    const NO_IRQFD: &str = "has no in-kernel irqfd";
+    [
+        ("--kernel", args.boot.kernel.is_some(), NO_CODE),
+        ("--device", !args.device.is_empty(), "maps nothing into a guest and runs no driver"),
+        ("--delivery irqfd", args.delivery == DeliveryArg::Irqfd, NO_IRQFD),
+        ("--hand-over", args.hand_over.is_some(), NO_IRQFD),
+        ("--guest-idle hlt-noexit", args.guest_idle == IdleArg::HltNoexit, NO_EXIT),
+        ("--overcommit", args.boot.overcommit.is_some(), NO_EXIT),
+        ("--halt-poll", args.halt_poll.is_some(), "halts no vCPU in KVM"),
+    ]
+}
+
+fn measure(args: &RunArgs, choice: &Choice) -> Result<Report> {
     if args.duration.is_zero() {
         return Err(Error::new("--duration 0: nothing would be measured"));
     }
     if !args.device.is_empty() {
         return devices::measure(args);
     }
-    let Prepared { places, clock, interrupted, mut machine } = prepare(args)?;
-    let mut log = args.hlog.as_deref().map(Hlog::create).transpose()?;
+    let Prepared { places, clock, interrupted, mut machine } = prepare(args, choice)?;
+    let mut log = args.hlog.as_deref().map(|path| Hlog::create(path, choice.accelerator)).transpose()?;
     let running = args.guest == GuestArg::Builtin;
     machine.idle = if running { name(args.guest_idle) } else { "none".into() };
     (machine.delivery, machine.source) = (name(args.delivery), name(args.source));
-    let config = config(args, &places, running);
+    let config = config(args, choice.accelerator, &places, running);
     let (session, mut signaller) = Session::start(&config, clock)?;
     machine.warnings.extend_from_slice(session.warnings());
     let mut placed = places.vcpus.clone();
@@ -91,16 +111,18 @@ pub fn measure(args: &RunArgs) -> Result<Report> {
     machine.warnings.extend(crate::pin::not_isolated(&placed));
     machine.pinned = places.poller.cpu.is_some() && places.vcpus.iter().all(|vcpu| vcpu.cpu.is_some());
 
+    let mut all = Injected::default();
     if !args.warm_up.is_zero() {
         let mut unused = None;
-        let (produced, _) =
+        let (_, figures) =
             phase(&session, &mut signaller, args, &config, args.warm_up, &interrupted, &mut unused)?;
-        drop(produced);
+        all.add(&figures);
     }
     let began = Instant::now();
     let (produced, mut figures) =
         phase(&session, &mut signaller, args, &config, args.duration, &interrupted, &mut log)?;
     let seconds = began.elapsed().as_secs_f64();
+    all.add(&figures);
     figures.add(&produced.figures);
     let (failed, guest_began) = (session.has_failed(), session.began());
     machine.warnings.extend(session.poller().and_then(PollerThread::complaint));
@@ -109,7 +131,7 @@ pub fn measure(args: &RunArgs) -> Result<Report> {
         // The kernel takes every signal of a bound eventfd, one interrupt each; what is left was not taken.
         for (vector, sent) in produced.sent.iter().enumerate() {
             let dropped = signaller.left_over(vector).min(*sent);
-            figures.ledger[vector] = Outcome { delivered: sent - dropped, merged: 0, dropped };
+            figures.ledger[vector] = Outcome { delivered: sent - dropped, dropped, ..Outcome::default() };
         }
     }
     let handled = running.then_some(&produced.handled[..]);
@@ -117,6 +139,7 @@ pub fn measure(args: &RunArgs) -> Result<Report> {
     report.seconds = seconds;
     report.guest_began_tsc = guest_began;
     report.interrupted = interrupted.load(Ordering::Relaxed);
+    report.lapic = stopped.as_ref().ok().and_then(|stopped| all.lapics(stopped));
     if let Some(log) = log {
         log.finish()?;
     }
@@ -128,6 +151,28 @@ pub fn measure(args: &RunArgs) -> Result<Report> {
     Ok(report)
 }
 
+/// What was injected since the guest began, the warm-up's too: what LAPICs counted is compared with it.
+#[derive(Debug, Default)]
+struct Injected {
+    total: Outcome,
+    spurious: u64,
+}
+
+impl Injected {
+    fn add(&mut self, figures: &Figures) {
+        self.total += figures.total();
+        self.spurious += figures.spurious;
+    }
+
+    /// The software LAPICs' account, whole: with what their senders found requested already, and what they injected last.
+    fn lapics(mut self, stopped: &Stopped) -> Option<LapicReport> {
+        stopped.figures.iter().for_each(|figures| self.add(figures));
+        let mut counts = stopped.lapics?;
+        counts.coalesced += self.total.coalesced;
+        Some(LapicReport { counts, accepted: self.total.delivered + self.spurious })
+    }
+}
+
 /// What every run begins with.
 struct Prepared {
     places: place::Places,
@@ -136,11 +181,12 @@ struct Prepared {
     machine: Machine,
 }
 
-fn prepare(args: &RunArgs) -> Result<Prepared> {
+fn prepare(args: &RunArgs, choice: &Choice) -> Result<Prepared> {
     let places = place::place(args)?;
     let interrupted = interrupts()?;
     let clock = Clock::calibrate()?;
-    let mut machine = Machine::this(clock);
+    let mut machine = Machine::this(choice.accelerator, clock);
+    machine.warnings.extend(choice.warning());
     match sched::lock_memory() {
         Ok(()) => machine.locked = true,
         Err(error) => machine.warnings.push(error.to_string().replace("\n  ", "; ")),
@@ -151,8 +197,9 @@ fn prepare(args: &RunArgs) -> Result<Prepared> {
     Ok(Prepared { places, clock, interrupted, machine })
 }
 
-fn config(args: &RunArgs, places: &place::Places, running: bool) -> SessionConfig {
+fn config(args: &RunArgs, accelerator: Accelerator, places: &place::Places, running: bool) -> SessionConfig {
     SessionConfig {
+        accelerator,
         vectors: args.vectors(),
         signals: match args.source {
             SourceArg::Eventfd => Signals::Eventfd,
@@ -245,7 +292,11 @@ fn phase(
                     return Err(error);
                 }
                 if let (Some(live), Some(total)) = (&live, &total) {
-                    live.show(total, Stage::SignalToAccepted, progress.sent.load(Ordering::Relaxed));
+                    live.show(
+                        total,
+                        config.accelerator.signal_to_accepted(),
+                        progress.sent.load(Ordering::Relaxed),
+                    );
                 }
             }
         }
@@ -285,11 +336,7 @@ fn settle(
         if seen + done >= sent || began.elapsed() > SETTLE {
             let total = total.get_or_insert_with(|| session.empty_figures());
             for ((ledger, now), before) in total.ledger.iter_mut().zip(&slow).zip(slow_before) {
-                *ledger += Outcome {
-                    delivered: now.delivered - before.delivered,
-                    merged: now.merged - before.merged,
-                    dropped: now.dropped - before.dropped,
-                };
+                *ledger += now.since(*before);
             }
             return Ok(());
         }

@@ -42,14 +42,13 @@ pub fn produce(
 ) -> Produced {
     sched::timer_slack(1);
     let clock = session.clock();
-    let stages = match delivery {
-        Delivery::Irqfd => &[Stage::SignalToAccepted, Stage::SignalToHandler][..],
-        Delivery::Poller(_) => &[Stage::SignalToHandler][..],
-    };
-    let stages = if session.guest().is_some() { stages } else { &stages[..stages.len() - 1] };
+    let accelerator = session.accelerator();
+    let accepted = (delivery == Delivery::Irqfd).then_some(accelerator.signal_to_accepted());
+    let handler = session.guest().map(|_| accelerator.signal_to_handler());
+    let stages: Vec<Stage> = accepted.into_iter().chain(handler).collect();
     let vectors = session.vectors();
     let mut sent = vec![0; vectors];
-    let mut figures = Figures::new(stages, vectors, each_vector);
+    let mut figures = Figures::new(&stages, vectors, each_vector);
     let mut handlers = Handlers::new(Targets::of(session));
     let end = clock.now().saturating_add(clock.cycles(duration));
     let step = clock.cycles(interval);
@@ -67,7 +66,7 @@ pub fn produce(
         handlers.signalled(vector, made);
         if delivery == Delivery::Irqfd {
             let ns = clock.ns(done.saturating_sub(made));
-            figures.record(vector, Stage::SignalToAccepted, ns);
+            figures.record(vector, accelerator.signal_to_accepted(), ns);
             figures.latest[vector] = ns;
         }
         vector = if vector + 1 == vectors { 0 } else { vector + 1 };

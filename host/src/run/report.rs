@@ -1,5 +1,7 @@
 //! The result: one table for people, one JSON document for scripts.
 
+use crate::accel::Accelerator;
+use crate::accel::software::LapicCounts;
 use crate::machine::Machine;
 use crate::record::{Figures, Stage, Stages};
 use comfy_table::{CellAlignment, Table, presets};
@@ -25,7 +27,7 @@ impl Ledger {
     /// A ledger of what was sent and what became of it.
     #[must_use]
     pub fn new(sent: u64, outcome: Outcome) -> Self {
-        let Outcome { delivered, merged, dropped } = outcome;
+        let Outcome { delivered, merged, dropped, .. } = outcome;
         Self { sent, delivered, merged, dropped }
     }
 
@@ -102,6 +104,16 @@ pub struct VectorReport {
     pub stages: StageMap,
 }
 
+/// The software LAPICs' account: `accepted = taken + coalesced + pending + discarded`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct LapicReport {
+    /// What senders were told was accepted.
+    pub accepted: u64,
+    /// What became of it.
+    #[serde(flatten)]
+    pub counts: LapicCounts,
+}
+
 /// A run's result.
 #[derive(Debug, Serialize)]
 pub struct Report {
@@ -130,6 +142,9 @@ pub struct Report {
     /// When the guest was first seen to run, by the host's TSC; absent when none ran.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub guest_began_tsc: Option<u64>,
+    /// What the software LAPICs counted from the guest's start to its end; absent with KVM.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lapic: Option<LapicReport>,
     /// Each vector.
     pub vectors: Vec<VectorReport>,
     /// Where.
@@ -160,9 +175,16 @@ impl Report {
             seconds: 0.0,
             guest_began_tsc: None,
             interrupted: false,
+            lapic: None,
             vectors: vectors.collect(),
             machine,
         }
+    }
+
+    /// Interrupts that the software LAPICs accepted and do not account for: 0, or something is wrong.
+    #[must_use]
+    pub fn missing_in_lapics(&self) -> i128 {
+        self.lapic.map_or(0, |lapic| i128::from(lapic.accepted) - i128::from(lapic.counts.accepted()))
     }
 
     /// For people.
@@ -191,14 +213,18 @@ impl Report {
         for column in table.column_iter_mut().skip(1) {
             column.set_cell_alignment(CellAlignment::Right);
         }
-        let mut text = format!("{table}\n");
+        let mut text = format!("{}\n{table}\n", self.machine.accelerator.headline());
         if self.stages.values().any(|f| f.count < 10_000) {
             text.push_str("* fewer than ten samples beyond it\n");
         }
         let Ledger { sent, delivered, merged, dropped } = self.ledger;
         text.push_str(&format!("sent {sent} = delivered {delivered} + merged {merged} + dropped {dropped}"));
         if let (Some(handled), Some(coalesced)) = (self.handled, self.coalesced) {
-            text.push_str(&format!("; handled {handled}, coalesced in the LAPIC {coalesced}"));
+            let who = match self.machine.accelerator {
+                Accelerator::Kvm => "handled",
+                Accelerator::Software => "taken",
+            };
+            text.push_str(&format!("; {who} {handled}, coalesced in the LAPIC {coalesced}"));
         }
         for (count, what) in [
             (self.spurious, "spurious"),
@@ -236,7 +262,7 @@ mod tests {
 
     #[test]
     fn a_ledger_that_does_not_add_up_says_by_how_much() {
-        let outcome = Outcome { delivered: 3, merged: 2, dropped: 1 };
+        let outcome = Outcome { delivered: 3, merged: 2, dropped: 1, ..Outcome::default() };
         assert_eq!(Ledger::new(6, outcome).missing(), 0);
         assert_eq!(Ledger::new(9, outcome).missing(), 3);
         assert_eq!(Ledger::new(5, outcome).missing(), -1);

@@ -1,5 +1,6 @@
 //! What a session of vectors is asked to be.
 
+use crate::accel::Accelerator;
 use crate::error::{Error, Result};
 use crate::guest::{MAX_VCPUS, VECTORS_PER_VCPU};
 use crate::pin::Placement;
@@ -29,6 +30,8 @@ pub enum Delivery {
 /// What to set up.
 #[derive(Debug, Clone)]
 pub struct SessionConfig {
+    /// What runs the guest.
+    pub accelerator: Accelerator,
     /// Vectors, 1 to 4096.
     pub vectors: usize,
     /// What signals.
@@ -58,10 +61,12 @@ pub fn vcpus_for(vectors: usize) -> u32 {
 }
 
 /// The stages that are measured.
-pub(super) fn stages(delivery: Delivery) -> Vec<Stage> {
+pub(super) fn stages(delivery: Delivery, accelerator: Accelerator) -> Vec<Stage> {
     match delivery {
         Delivery::Irqfd => vec![],
-        Delivery::Poller(_) => vec![Stage::SignalToSeen, Stage::SeenToInjected, Stage::SignalToAccepted],
+        Delivery::Poller(_) => {
+            vec![Stage::SignalToSeen, accelerator.seen_to_injected(), accelerator.signal_to_accepted()]
+        }
     }
 }
 

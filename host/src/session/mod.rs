@@ -17,9 +17,11 @@ pub use signaller::Signaller;
 use config::{check, stages};
 use signaller::Kind;
 
+use crate::accel::software::LapicCounts;
+use crate::accel::{Accelerator, RunningVcpu, Vcpu, Vm};
 use crate::clock::Clock;
 use crate::error::{Error, Result};
-use crate::guest::{Bare, FIRST_VECTOR, Guest, Role};
+use crate::guest::{FIRST_VECTOR, Guest};
 use crate::interrupts::{Interrupts, Running, Source};
 use crate::pin::Placement;
 use crate::poller::PollerThread;
@@ -27,9 +29,7 @@ use crate::record::{Figures, Stage};
 use crate::source::{Backend, Lane};
 use crate::sys::doorbell::{Producer, Region};
 use crate::sys::fd::EventFd;
-use crate::sys::kvm::VcpuFd;
-use crate::vcpu::VcpuThread;
-use crate::vm::{Idle, Vm, VmConfig, requested};
+use crate::vm::VmConfig;
 use pollvisor_core::ids::{Gsi, SourceId, VcpuId};
 use pollvisor_core::route::{Irqchip, Msi, RawRoute};
 use std::os::fd::{AsFd, AsRawFd};
@@ -43,8 +43,8 @@ pub struct Session {
     bound: Vec<(Arc<EventFd>, Gsi)>,
     poller: Option<PollerThread>,
     interrupts: Option<Running>,
-    threads: Vec<VcpuThread>,
-    vcpus: Vec<VcpuFd>,
+    threads: Vec<RunningVcpu>,
+    vcpus: Vec<Vcpu>,
     guest: Option<Guest>,
     vm: Vm,
     clock: Clock,
@@ -59,6 +59,15 @@ pub struct Session {
     began: Option<u64>,
 }
 
+/// What a session that was stopped leaves.
+#[derive(Debug)]
+pub struct Stopped {
+    /// What the poller measured since it was last asked; `None` where none delivered.
+    pub figures: Option<Figures>,
+    /// What the software LAPICs counted; `None` with KVM's, which do not tell.
+    pub lapics: Option<LapicCounts>,
+}
+
 impl Session {
     /// Sets everything up and starts it; the signaller is the caller's.
     ///
@@ -71,7 +80,8 @@ impl Session {
         let guest = config.running.then(Guest::new).transpose()?;
         let vm_config =
             VmConfig { irqchip: Irqchip::Split, idle: config.idle, halt_poll_ns: config.halt_poll_ns };
-        let vm = Vm::new(&vm_config, guest.as_ref().map(|guest| guest.memory().clone()))?;
+        let memory = guest.as_ref().map(|guest| guest.memory().clone());
+        let vm = Vm::new(config.accelerator, &vm_config, memory, vcpu_count)?;
         let mut session = Self {
             attached: Vec::new(),
             bound: Vec::new(),
@@ -84,7 +94,7 @@ impl Session {
             clock,
             vectors: config.vectors,
             vcpu_count,
-            stages: stages(config.delivery),
+            stages: stages(config.delivery, config.accelerator),
             each_vector: config.each_vector,
             warnings: Vec::new(),
             tsc_offset: 0,
@@ -105,19 +115,12 @@ impl Session {
                 self.vcpus.push(vcpu);
                 continue;
             };
-            guest.prepare(&vcpu, if config.idle == Idle::Spin { Role::Spin } else { Role::Halt })?;
-            // The guest's clock is to be the host's; where it cannot be set, it is converted.
-            let set = vcpu.set_tsc_offset(0);
-            self.tsc_offset = vcpu.tsc_offset().unwrap_or(0);
-            if let Err(error) = set {
-                self.warnings
-                    .push(format!("the guest's TSC offset cannot be set ({error}); it is converted"));
-            }
             let placement = config.vcpu_placement.get(id.0 as usize).copied();
             let placement = placement.unwrap_or(Placement { cpu: None, fifo: None });
-            let thread = VcpuThread::start(vcpu, placement, Arc::new(Bare))?;
-            self.warnings.extend_from_slice(thread.lacking());
-            self.threads.push(thread);
+            let started = vcpu.start(guest, config.idle, placement)?;
+            self.tsc_offset = started.tsc_offset;
+            self.warnings.extend(started.warnings);
+            self.threads.push(started.vcpu);
         }
         self.wait_running()
     }
@@ -126,7 +129,7 @@ impl Session {
         let Some(guest) = &self.guest else { return Ok(()) };
         let began = std::time::Instant::now();
         while let Some(id) = (0..self.vcpu_count).find(|id| !guest.is_running(VcpuId(*id))) {
-            if let Some(ended) = self.threads.iter().position(VcpuThread::has_ended) {
+            if let Some(ended) = self.threads.iter().position(RunningVcpu::has_ended) {
                 self.threads.swap_remove(ended).stop()?;
             }
             if began.elapsed().as_secs() >= 10 {
@@ -144,11 +147,12 @@ impl Session {
     }
 
     fn bind_in_kernel(&mut self) -> Result<Signaller> {
-        self.vm.fd().set_gsi_routing(0, &self.routes())?;
+        let vm = self.vm.kvm()?.fd();
+        vm.set_gsi_routing(0, &self.routes())?;
         let events = self.events()?;
         for (vector, event) in events.iter().enumerate() {
             let gsi = gsi(vector);
-            self.vm.fd().irqfd(event.as_fd().as_raw_fd(), gsi, 0, None)?;
+            vm.irqfd(event.as_fd().as_raw_fd(), gsi, 0, None)?;
             self.bound.push((event.clone(), gsi));
         }
         Ok(Signaller { clock: self.clock, kind: Kind::Events { events, port: None } })
@@ -196,6 +200,12 @@ impl Session {
         Ok(Signaller { clock: self.clock, kind })
     }
 
+    /// What runs the guest.
+    #[must_use]
+    pub fn accelerator(&self) -> Accelerator {
+        self.vm.accelerator()
+    }
+
     /// The clock of this session's figures.
     #[must_use]
     pub fn clock(&self) -> Clock {
@@ -241,7 +251,7 @@ impl Session {
     /// Whether a vCPU or the poller ended by itself: the session is over then.
     #[must_use]
     pub fn has_failed(&self) -> bool {
-        self.threads.iter().any(VcpuThread::has_ended)
+        self.threads.iter().any(RunningVcpu::has_ended)
             || self.poller.as_ref().is_some_and(PollerThread::has_ended)
     }
 
@@ -287,37 +297,32 @@ impl Session {
         &self.attached
     }
 
-    /// Whether a vector waits in its LAPIC, asked of the kernel. Only without running vCPUs.
+    /// Whether a vector waits in its LAPIC. Only without running vCPUs.
     ///
     /// # Errors
     /// The kernel's.
     pub fn is_requested(&self, vector: usize) -> Result<bool> {
         let (vcpu, idt) = self.target(vector);
-        let fd = self.vcpus.get(vcpu.0 as usize).ok_or_else(|| Error::new("the vCPU runs"))?;
-        Ok(requested(&fd.lapic()?, idt))
+        let vcpu = self.vcpus.get(vcpu.0 as usize).ok_or_else(|| Error::new("the vCPU runs"))?;
+        vcpu.is_requested(idt)
     }
 
     /// Takes all waiting interrupts out of the LAPICs. Only without running vCPUs.
     ///
     /// # Errors
     /// The kernel's.
-    pub fn clear_requests(&self) -> Result<()> {
-        const IRR: std::ops::Range<usize> = 0x200..0x280;
-        for vcpu in &self.vcpus {
-            let mut lapic = vcpu.lapic()?;
-            lapic[IRR].fill(0);
-            vcpu.set_lapic(&lapic)?;
-        }
-        Ok(())
+    pub fn clear_requests(&mut self) -> Result<()> {
+        self.vcpus.iter_mut().try_for_each(Vcpu::clear_requests)
     }
 
-    /// Takes everything down in order: sources, poller, workers, vCPUs. What the poller measured since it was last asked.
+    /// Takes everything down in order: sources, poller, workers, vCPUs. What the poller measured since it was last asked,
+    /// and what the software LAPICs counted since they were made.
     ///
     /// # Errors
     /// The mistake of a vCPU or poller that ended by itself.
-    pub fn stop(mut self) -> Result<Option<Figures>> {
+    pub fn stop(mut self) -> Result<Stopped> {
         for (event, gsi) in self.bound.drain(..) {
-            self.vm.fd().irqfd(
+            self.vm.kvm()?.fd().irqfd(
                 event.as_fd().as_raw_fd(),
                 gsi,
                 kvm_bindings::KVM_IRQFD_FLAG_DEASSIGN,
@@ -331,10 +336,15 @@ impl Session {
         }
         let figures = self.poller.take().map(PollerThread::stop).transpose()?;
         drop(self.interrupts.take());
+        let mut lapics = LapicCounts::default();
         for thread in self.threads.drain(..) {
-            thread.stop()?;
+            thread.stop()?.into_iter().for_each(|counts| lapics += counts);
         }
-        Ok(figures)
+        for vcpu in &self.vcpus {
+            vcpu.counts().into_iter().for_each(|counts| lapics += counts);
+        }
+        let lapics = (self.vm.accelerator() == Accelerator::Software).then_some(lapics);
+        Ok(Stopped { figures, lapics })
     }
 }
 

@@ -4,6 +4,7 @@
 //! * [`sized`] ioctls whose struct says its own size
 //! * [`kvm`], [`vfio`], [`iommufd`] the kernel's objects · [`aio`] the completion ring read in user memory
 //! * [`doorbell`] shared memory that a producer rings · [`fd`] eventfds, epoll · [`mem`] mappings, locked pages
+//! * [`futex`] a wait on a word
 //! * [`terminal`] the user's terminal · [`tsc`] the clock · [`sched`] priorities and signals · [`access`] permissions · [`guest_code`] the built-in guest,
 //!   [`guest_scribble`] when it is hostile · [`guest_memory`] memory of a guest
 
@@ -11,6 +12,7 @@ pub mod access;
 pub mod aio;
 pub mod doorbell;
 pub mod fd;
+pub mod futex;
 pub mod guest_code;
 pub mod guest_memory;
 pub mod guest_scribble;

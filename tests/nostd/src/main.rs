@@ -6,7 +6,7 @@
 use core::arch::{asm, global_asm};
 use core::cell::Cell;
 use pollvisor_core::ids::{EventKey, Gsi, SourceId};
-use pollvisor_core::inject::{Inject, InjectError, LineSource};
+use pollvisor_core::inject::{Accepted, Inject, InjectError, LineSource};
 use pollvisor_core::irqfd::{Assign, AssignError, Bindings, Host, Irqfds, Outcome, Slot};
 use pollvisor_core::poll::{Observer, Poller};
 use pollvisor_core::route::{Chip, Irqchip, Msi, RawRoute};
@@ -40,9 +40,9 @@ impl Host for World {
 }
 
 impl Inject for World {
-    fn msi(&self, msi: &Msi) -> Result<(), InjectError> {
+    fn msi(&self, msi: &Msi) -> Result<Accepted, InjectError> {
         self.vector.set(msi.vector());
-        Ok(())
+        Ok(Accepted::default())
     }
     fn pin(&self, _: Chip, _: u32, _: bool, _: LineSource) -> Result<(), InjectError> {
         Err(InjectError::Blocked)

@@ -206,7 +206,7 @@ impl Sides {
         for deliver in due {
             match self.inject.msi(&deliver.message.into()) {
                 // An error, that nobody has the ID, is a delivery to the kernel's chip, and so to ours.
-                Ok(()) | Err(InjectError::Failed(libc::EPERM)) => {}
+                Ok(_) | Err(InjectError::Failed(libc::EPERM)) => {}
                 Err(InjectError::Blocked) => changed |= self.chip.refused(&deliver),
                 Err(error) => return Err(Error::new(format!("injecting {deliver:?}: {error:?}"))),
             }

@@ -249,11 +249,7 @@ impl Guest {
             others += device.assigned.counted(slot);
         }
         let before = std::mem::replace(&mut device.counted, others);
-        polled += Outcome {
-            delivered: others.delivered - before.delivered,
-            merged: others.merged - before.merged,
-            dropped: others.dropped - before.dropped,
-        };
+        polled += others.since(before);
         polled
     }
 }

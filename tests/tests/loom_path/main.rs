@@ -7,6 +7,9 @@
 mod handover;
 mod life;
 mod path;
+mod posted;
+mod posted_life;
+mod posted_twin;
 mod resample;
 mod routes;
 mod sync;

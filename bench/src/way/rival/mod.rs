@@ -16,6 +16,7 @@ use pollvisor::record::Sample;
 use pollvisor::session::vcpus_for;
 use pollvisor::sys::{fd::EventFd, sched};
 use pollvisor::vm::{EOI_GSI, EOI_GSIS, requested};
+use pollvisor_core::inject::Accepted;
 use pollvisor_core::irqfd::Outcome;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
@@ -44,7 +45,7 @@ impl Shared {
         }
         let accepted = self.vm.signal_msi(self.messages[vector]).is_ok_and(|accepted| accepted > 0);
         let injected = self.clock.now();
-        let outcome = Outcome::of(signals, accepted);
+        let outcome = Outcome::of(signals, accepted.then(Accepted::default));
         let mut taken = self.taken();
         taken.outcome += outcome;
         if taken.samples.len() < self.room {

@@ -70,7 +70,7 @@ struct Model {
 
 impl Model {
     fn interrupt(&mut self, signals: u64, route: Route) {
-        self.ledger += Outcome::of(signals, route != Route::None);
+        self.ledger += Outcome::of(signals, (route != Route::None).then(Accepted::default));
         if let Route::Msi(vector) = route {
             *self.msis.entry(vector).or_default() += 1;
         }

@@ -9,6 +9,7 @@
 
 use crate::harness::tests;
 use crate::need::Need;
+use pollvisor::accel::{Vcpu, Vm};
 use pollvisor::clock::Clock;
 use pollvisor::interrupts::{Interrupts, Running, Source};
 use pollvisor::pin::{Placement, available};
@@ -16,8 +17,7 @@ use pollvisor::poller::PollerThread;
 use pollvisor::record::Figures;
 use pollvisor::source::Lane;
 use pollvisor::sys::fd::EventFd;
-use pollvisor::sys::kvm::VcpuFd;
-use pollvisor::vm::{Idle, Vm, VmConfig, requested};
+use pollvisor::vm::{Idle, VmConfig};
 use pollvisor_core::ids::{Gsi, SourceId, VcpuId};
 use pollvisor_core::irqfd::Outcome;
 use pollvisor_core::route::{Irqchip, Msi, RawRoute};
@@ -55,7 +55,7 @@ struct Load {
 struct Bench {
     poller: PollerThread,
     interrupts: Running,
-    vcpu: VcpuFd,
+    vcpu: Vcpu,
     events: Vec<Arc<EventFd>>,
     load: Arc<Load>,
     producer: JoinHandle<()>,
@@ -111,14 +111,12 @@ impl Bench {
         self.interrupts.attach(event, gsi(source), self.poller.port()).expect("attach")
     }
 
-    fn clear(&self) {
-        let mut lapic = self.vcpu.lapic().expect("LAPIC");
-        lapic[0x200..0x280].fill(0);
-        self.vcpu.set_lapic(&lapic).expect("LAPIC");
+    fn clear(&mut self) {
+        self.vcpu.clear_requests().expect("LAPIC");
     }
 
     fn holds(&self, vector: u8) -> bool {
-        requested(&self.vcpu.lapic().expect("LAPIC"), vector)
+        self.vcpu.is_requested(vector).expect("LAPIC")
     }
 
     fn wait_signalled(&self, source: usize, times: u64) {
@@ -135,10 +133,10 @@ impl Bench {
     }
 
     /// `step` for each number below `times`: all of them.
-    fn steps(&self, times: usize, mut step: impl FnMut(usize)) {
+    fn steps(&mut self, times: usize, mut step: impl FnMut(&mut Self, usize)) {
         let (began, patience) = (Instant::now(), PATIENCE * u32::try_from(times / 1000).expect("few"));
         for now in 0..times {
-            step(now);
+            step(self, now);
             assert!(began.elapsed() < patience, "{now} of {times} steps in {patience:?}");
         }
         note!("{times} steps in {:.1} s", began.elapsed().as_secs_f64());
@@ -160,14 +158,17 @@ impl Bench {
         assert_eq!(all.signals() + left, sent);
         assert_eq!((all.dropped, figures.spurious), (0, 0));
         assert!(all.delivered > 0);
+        if let Some(counts) = self.vcpu.counts() {
+            assert_eq!(counts.accepted() + all.coalesced, all.delivered, "the LAPIC's account: {counts:?}");
+        }
     }
 }
 
 fn attaches_and_detaches(accel: Accel) {
     let times = steps(10_000);
-    let bench = Bench::new(accel);
+    let mut bench = Bench::new(accel);
     let mut ids: Vec<_> = (0..SOURCES).map(|source| bench.attach(source)).collect();
-    bench.steps(times, |step| {
+    bench.steps(times, |bench, step| {
         let source = step % SOURCES;
         let vector = VECTOR + u8::try_from(source).expect("small");
         assert!(bench.interrupts.detach(ids[source]), "step {step}: gone by itself");
@@ -182,10 +183,10 @@ fn attaches_and_detaches(accel: Accel) {
 
 fn route_replacements(accel: Accel) {
     let times = steps(1000);
-    let bench = Bench::new(accel);
+    let mut bench = Bench::new(accel);
     let ids: Vec<_> = (0..SOURCES).map(|source| bench.attach(source)).collect();
     let tables = [routes(0), routes(0x40)];
-    bench.steps(times, |step| {
+    bench.steps(times, |bench, step| {
         bench.interrupts.set_routes(&tables[(step + 1) % 2]).expect("routes");
         bench.clear();
         bench.wait_signalled(SOURCES - 1, 1);

@@ -36,7 +36,7 @@ fn at_full_rate(accel: Accel, vectors: usize, signals: Signals, delivery: Delive
         "an interrupt without a signal, or a clock that disagrees"
     );
     let sums = total.total();
-    let late = session.stop().expect("stop").expect("figures");
+    let late = session.stop().expect("stop").figures.expect("figures");
     assert_eq!(late.total().signals(), 0, "delivered after everything was");
     note!(
         "{vectors} vectors by {signals:?}, {delivery:?}: {all} sent, {sums:?}, by the slow path {}",

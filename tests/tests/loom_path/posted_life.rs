@@ -1,0 +1,202 @@
+//! The descriptor against everything that ends or changes a vCPU, L6 and L8 to L10: parking, switching the APIC off, INIT,
+//! and an irqfd's end.
+
+use crate::posted_twin::{Futex, Vcpu};
+use crate::spawn;
+use pollvisor_core::ids::Trigger::Edge;
+use pollvisor_core::lapic::{
+    self, Delivery, Destination, Event, Interrupt, Lapic, Mode, Request, Role, Time,
+};
+use pollvisor_core::prim::{AtomicBool, AtomicU32, Mutation, Ordering, planted, spin_loop};
+use pollvisor_core::sync::Grace;
+use pollvisor_tests::model::{check, check_broken};
+use std::sync::Arc;
+
+const VECTOR: u8 = 0x21;
+const OTHER: u8 = 0x31;
+
+struct Parking {
+    vcpu: Vcpu,
+    /// 1: the owner is parked.
+    parked: AtomicU32,
+    waiter: Futex,
+}
+
+impl Parking {
+    /// The owner's side: nothing is posted behind its back that a resumed owner would not find.
+    fn park(&self, lapic: &mut Lapic) {
+        self.vcpu.harvest(lapic);
+        self.parked.store(1, Ordering::Release);
+        self.waiter.wake();
+        while let Some(expect) = self.vcpu.posted().parking() {
+            self.vcpu.futex.wait(self.vcpu.posted().word(), expect);
+        }
+    }
+}
+
+/// L6. A request to park against a post and a sleep: the owner parks, and takes the interrupt before or after.
+fn parking() {
+    let (vcpu, mut lapic) = Vcpu::new();
+    let world = Arc::new(Parking { vcpu, parked: AtomicU32::new(0), waiter: Futex::new() });
+    let sender = spawn(&world, |world| world.vcpu.post(VECTOR, Edge));
+    let control = spawn(&world, |world| {
+        if world.vcpu.posted().stop().is_some() {
+            world.vcpu.futex.wake();
+        }
+        while world.parked.load(Ordering::Acquire) == 0 {
+            world.waiter.wait(&world.parked, 0);
+        }
+        let _wake = world.vcpu.posted().unstop();
+        world.vcpu.futex.wake();
+    });
+    let (mut taken, mut parked) = (false, false);
+    while !(taken && parked) {
+        world.vcpu.harvest(&mut lapic);
+        if world.vcpu.posted().parking().is_some() {
+            world.park(&mut lapic);
+            parked = true;
+        } else if lapic.take().is_some() {
+            let _end = lapic.eoi();
+            taken = true;
+        } else {
+            world.vcpu.halt();
+        }
+    }
+    sender.join().unwrap();
+    control.join().unwrap();
+    assert_eq!(lapic.pending(&world.vcpu.shared), 0);
+}
+
+#[test]
+fn a_request_to_park_is_heard_and_loses_nothing() {
+    check(3, parking);
+}
+
+#[test]
+#[should_panic(expected = "deadlock")]
+fn a_harvest_that_clears_stop_does_not_park() {
+    check_broken(Mutation::HarvestClearsStop, 3, parking);
+}
+
+fn fixed(destination: Destination) -> Interrupt {
+    let request = Request::Vector { vector: VECTOR, trigger: Edge };
+    Interrupt { destination, lowest_priority: false, request }
+}
+
+/// L8. An x2APIC is switched off against two interrupts. One is for it; one is to 0xff, which would be everybody's in xAPIC
+/// mode, as which half of a change would look.
+fn switching() {
+    let (vcpu, mut lapic) = Vcpu::new();
+    let vcpu = Arc::new(vcpu);
+    let accepted = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let count = Arc::clone(&accepted);
+    let sender = spawn(&vcpu, move |vcpu| {
+        let vcpus = core::slice::from_ref(&vcpu.shared);
+        let send = |id| lapic::deliver(vcpus, &fixed(Destination::Physical(id)), |_| vcpu.futex.wake());
+        assert_eq!(send(0xff), Delivery::Blocked, "by an address that never was");
+        for _ in 0..2 {
+            if let Delivery::Accepted { coalesced, .. } = send(0) {
+                count.fetch_add(1, Ordering::SeqCst);
+                vcpu.coalesced.fetch_add(coalesced.into(), Ordering::SeqCst);
+            }
+        }
+    });
+    if planted(Mutation::AddressInTwo) {
+        let mut half = Lapic::new(0, Role::Bsp);
+        half.set_up(&vcpu.shared, Mode::XApic, true);
+    }
+    let off = lapic.write_msr(&vcpu.shared, lapic::MSR_APIC_BASE, 0, Time::default());
+    assert!(off.is_ok() && lapic.take().is_none());
+    sender.join().unwrap();
+    vcpu.assert_ledger(&lapic, accepted.load(Ordering::SeqCst));
+    vcpu.harvest(&mut lapic);
+    vcpu.assert_ledger(&lapic, accepted.load(Ordering::SeqCst));
+    assert_eq!(lapic.pending(&vcpu.shared), 0, "an APIC that is off keeps nothing");
+}
+
+#[test]
+fn a_post_acts_on_one_whole_address() {
+    check(3, switching);
+}
+
+#[test]
+#[should_panic(expected = "by an address that never was")]
+fn an_address_published_in_two_steps_is_seen_between() {
+    check_broken(Mutation::AddressInTwo, 3, switching);
+}
+
+/// L9. An INIT against posts: what its sender posted before is gone, what another one posts is gone or waits.
+fn init() {
+    let (vcpu, mut lapic) = Vcpu::new();
+    let vcpu = Arc::new(vcpu);
+    let a = spawn(&vcpu, |vcpu| {
+        vcpu.post(VECTOR, Edge);
+        if vcpu.posted().post_init().is_some() {
+            vcpu.futex.wake();
+        }
+    });
+    let b = spawn(&vcpu, |vcpu| vcpu.post(OTHER, Edge));
+    loop {
+        vcpu.harvest(&mut lapic);
+        if lapic.event() == Some(Event::Init) {
+            break;
+        }
+        vcpu.halt();
+    }
+    assert!(!lapic.is_requested(&vcpu.shared, VECTOR), "an interrupt from before the INIT");
+    a.join().unwrap();
+    b.join().unwrap();
+    vcpu.assert_ledger(&lapic, 2);
+    vcpu.harvest(&mut lapic);
+    vcpu.assert_ledger(&lapic, 2);
+}
+
+#[test]
+fn an_init_discards_what_was_posted_before() {
+    check(3, init);
+}
+
+#[test]
+#[should_panic(expected = "an interrupt from before the INIT")]
+fn an_init_that_keeps_the_pir_lets_it_through() {
+    check_broken(Mutation::InitKeepsPir, 3, init);
+}
+
+struct Ending {
+    vcpu: Vcpu,
+    grace: Grace,
+    active: AtomicBool,
+}
+
+/// L10. A poller's pass against an irqfd's shutdown: once the grace period is over, a harvest has all it ever posted.
+fn ending() {
+    let (vcpu, mut lapic) = Vcpu::new();
+    let world = Arc::new(Ending { vcpu, grace: Grace::new(), active: AtomicBool::new(true) });
+    let poller = spawn(&world, |world| {
+        let mut reader = world.grace.register().unwrap();
+        for _ in 0..2 {
+            reader.online();
+            if world.active.load(Ordering::Relaxed) {
+                world.vcpu.post(VECTOR, Edge);
+            }
+            reader.tick();
+        }
+    });
+    world.active.store(false, Ordering::Relaxed);
+    world.grace.synchronize(spin_loop);
+    world.vcpu.harvest(&mut lapic);
+    let _taken = lapic.take();
+    poller.join().unwrap();
+    assert_eq!(lapic.pending(&world.vcpu.shared), 0, "a post after the shutdown");
+}
+
+#[test]
+fn nothing_is_posted_after_a_shutdown() {
+    check(3, ending);
+}
+
+#[test]
+#[should_panic(expected = "a post after the shutdown")]
+fn a_shutdown_without_grace_is_followed_by_posts() {
+    check_broken(Mutation::GraceNoWait, 3, ending);
+}
