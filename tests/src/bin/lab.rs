@@ -1,4 +1,4 @@
-//! The scenarios on assigned devices, for inside the lab: `tests/lab/run` brings it there.
+//! The scenarios on assigned devices: from outside, where it boots labs for them, and in there.
 
 #[cfg(loom)]
 fn main() {}
@@ -10,53 +10,69 @@ fn main() -> std::process::ExitCode {
 
 #[cfg(not(loom))]
 mod imp {
-    use clap::Parser;
-    use pollvisor_tests::lab::runner;
+    use clap::{Parser, Subcommand};
+    use pollvisor::error::Result;
+    use pollvisor_tests::lab::{Scenario, drive, runner};
     use std::process::ExitCode;
     use std::time::Duration;
 
-    /// Runs scenarios on assigned devices, one after the other, each in a process of its own.
+    /// Scenarios on assigned devices. A NAME is a scenario's name or the beginning of one; none given: all.
     #[derive(Parser)]
     #[command(name = "lab")]
     struct Arguments {
-        /// Those with this name, or whose names begin so; none given: all.
-        names: Vec<String>,
-        /// Say which there are and what they need, and run none.
-        #[arg(long)]
-        list: bool,
-        /// Run this one, in this process.
-        #[arg(long, value_name = "NAME", conflicts_with_all = ["names", "list"])]
-        one: Option<String>,
-        /// Seconds that one may take.
-        #[arg(long, default_value_t = 200)]
-        limit: u64,
+        #[command(subcommand)]
+        what: What,
+    }
+
+    #[derive(Subcommand)]
+    enum What {
+        /// Boot labs, run scenarios in them, say what came of each. The last lines can be read by a program.
+        Drive {
+            #[command(flatten)]
+            options: drive::Options,
+            /// Say which scenarios there are and what they need, and run none.
+            #[arg(long)]
+            list: bool,
+            names: Vec<String>,
+        },
+        /// Run scenarios on this machine, one after the other, each in a process of its own.
+        Run {
+            names: Vec<String>,
+            /// Seconds that one may take.
+            #[arg(long, default_value_t = 200)]
+            limit: u64,
+        },
+        /// Run one, in this process.
+        One { name: String },
     }
 
     pub fn main() -> ExitCode {
-        let arguments = Arguments::parse();
-        let alone = arguments.one.is_some();
-        let names = arguments.one.map_or(arguments.names, |name| vec![name]);
-        let chosen = match runner::select(&names) {
-            Ok(chosen) => chosen,
+        match carry_out(Arguments::parse().what) {
+            Ok(code) => code,
             Err(error) => {
                 eprintln!("lab: {error}");
-                return ExitCode::from(2);
-            }
-        };
-        if arguments.list {
-            for scenario in chosen {
-                let needs: Vec<&str> = scenario.needs.iter().map(|need| need.name()).collect();
-                println!("{}\t{}", scenario.name, needs.join(", "));
-            }
-            return ExitCode::SUCCESS;
-        }
-        match &chosen[..] {
-            [scenario] if alone => runner::one(scenario),
-            _ if alone => {
-                eprintln!("lab: --one wants the name of one scenario");
                 ExitCode::from(2)
             }
-            _ => runner::run(&chosen, Duration::from_secs(arguments.limit)),
         }
+    }
+
+    fn carry_out(what: What) -> Result<ExitCode> {
+        Ok(match what {
+            What::Drive { list: true, names, .. } => {
+                runner::select(&names)?.into_iter().for_each(say);
+                ExitCode::SUCCESS
+            }
+            What::Drive { options, names, .. } => {
+                let good = drive::run(&runner::select(&names)?, &options)?;
+                ExitCode::from(u8::from(!good))
+            }
+            What::Run { names, limit } => runner::run(&runner::select(&names)?, Duration::from_secs(limit)),
+            What::One { name } => runner::one(runner::exactly(&name)?),
+        })
+    }
+
+    fn say(scenario: &Scenario) {
+        let needs: Vec<&str> = scenario.needs.iter().map(|need| need.name()).collect();
+        println!("{}\t{}", scenario.name, needs.join(", "));
     }
 }

@@ -24,6 +24,8 @@ pub struct Known {
     pub entries: [u64; 24],
     /// The routes of the world with all chips.
     pub routes: Vec<RawRoute>,
+    /// Whether the kernel lets two VMs bind one eventfd.
+    pub is_shared: bool,
 }
 
 impl Known {
@@ -43,7 +45,7 @@ impl Known {
 pub fn step(rng: &mut Rng, known: &Known) -> Op {
     match rng.u32(..100) {
         0..36 => signal(rng, known),
-        36..58 => assign(rng, known),
+        36..58 => unshared(assign(rng, known), known),
         58..70 => deassign(rng, known),
         70..81 => routes(rng),
         81..90 => end(rng, known),
@@ -109,6 +111,16 @@ fn assign(rng: &mut Rng, known: &Known) -> Op {
         return Op::Irqfd { world: World::Kernel, fd, gsi: pick(rng, &lines).0, flags, resample };
     }
     Op::Irqfd { world: world(rng), fd, gsi: gsi(rng), flags, resample }
+}
+
+/// An event that one world has bound goes to no other one, where the kernel would let it.
+fn unshared(mut op: Op, known: &Known) -> Op {
+    if let Op::Irqfd { world, fd: Fd::Event(event), .. } = &mut op
+        && let (true, Some((owner, ..))) = (known.is_shared, known.bound[*event])
+    {
+        *world = owner;
+    }
+    op
 }
 
 fn deassign(rng: &mut Rng, known: &Known) -> Op {

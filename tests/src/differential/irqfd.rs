@@ -49,7 +49,8 @@ fn episode(
         Ok((kernel, polled))
     };
     let (mut kernel, mut polled) = sides().map_err(|error| history.broken(&error))?;
-    let mut state = Known::default();
+    let is_shared = kernel.shares().map_err(|error| history.broken(&error))?;
+    let mut state = Known { is_shared, ..Known::default() };
     for step in steps {
         let op = generate::step(rng, &state);
         history.note(step, format!("{op:?}"));

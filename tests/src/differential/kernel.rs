@@ -91,6 +91,27 @@ impl Kernel {
         })
     }
 
+    /// Whether it lets two VMs bind one eventfd, as it does before 6.17.
+    ///
+    /// # Errors
+    /// When an eventfd cannot be bound at all.
+    pub fn shares(&self) -> Result<bool> {
+        let event = EventFd::new()?;
+        let number = event.as_fd().as_raw_fd();
+        let [first, second] = [World::Kernel, World::Split].map(|world| {
+            let vm = self.worlds[world as usize].machine.vm().fd();
+            move |flags| vm.irqfd(number, Gsi(0), flags, None)
+        });
+        first(0)?;
+        let shared = match second(0) {
+            Ok(()) => second(FLAG_DEASSIGN).map(|()| true),
+            Err(error) if error.errno() == Some(libc::EBUSY) => Ok(false),
+            Err(error) => Err(error),
+        };
+        first(FLAG_DEASSIGN)?;
+        shared
+    }
+
     /// A world's VM.
     #[must_use]
     pub fn machine(&mut self, world: World) -> &mut Machine {

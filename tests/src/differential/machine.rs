@@ -189,6 +189,14 @@ impl Machine {
 
     fn call(&mut self, routine: u64, address: u32, value: u32) -> Result<Option<u8>> {
         let vcpu = self.vcpu.as_mut().ok_or_else(|| Error::new("this VM has no vCPU"))?;
+        // The last call's port access ends when the vCPU is entered again (KVM_RUN in the kernel's api.rst). Else it would end
+        // after the registers below are set, and would step over an `out` at the same address.
+        vcpu.set_immediate_exit(true);
+        let other = vcpu.run().map(|exit| (exit != Exit::Interrupted).then(|| format!("{exit:?}")));
+        vcpu.set_immediate_exit(false);
+        if let Some(other) = other? {
+            return Err(Error::new(format!("unexpected exit {other} before {routine:#x}")));
+        }
         vcpu.set_regs(&kb::kvm_regs {
             rip: routine,
             rax: value.into(),

@@ -21,6 +21,8 @@
 //!   it. The test lowers ours.
 //! - **Closing is not a hang-up.** We hold the eventfds that we watch; the end of a producer is told
 //!   (`Irqfds::hang_up`). The test closes there and tells here.
+//! - **One eventfd in two VMs** loses interrupts, so ours and the kernel from 6.17 on refuse it. Where the kernel does not, it
+//!   is not generated.
 //! - **Born empty.** A VM with all chips in the kernel has routes for the PC's lines from birth; ours has none. Both
 //!   start with the same table.
 //! - **Types 4 and 5** of a route, the synthetic interrupts of Hyper-V and Xen, are unknown to us: never generated.

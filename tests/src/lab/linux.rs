@@ -2,6 +2,7 @@
 
 pub mod accounts;
 
+use super::drive::fault::crash;
 use super::trace::MARK;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -14,6 +15,10 @@ use std::time::{Duration, Instant};
 
 /// Files that `tests/lab/run` puts beside this program.
 pub const KERNELS: [&str; 2] = ["vmlinuz", "vmlinux"];
+/// Those that they need beside.
+pub const FILES: [&str; 3] = [KERNELS[0], KERNELS[1], BASE];
+/// Bytes of memory that a guest has.
+pub const MEMORY: u64 = 256 << 20;
 const BASE: &str = "base.cpio";
 const INITRAMFS: &str = "guest.cpio";
 const CONSOLE: &str = "console";
@@ -21,14 +26,14 @@ const TALK: &str = "stderr";
 /// Longer than the slowest takes on a busy machine, and less than a scenario may take.
 const PATIENCE: Duration = Duration::from_secs(140);
 /// The folder with the lab's QEMU, its loader, libraries and firmware.
-const QEMU: &str = "qemu";
+pub const QEMU: &str = "qemu";
 
 /// Whether the files are there.
 ///
 /// # Errors
 /// The first that is not.
 pub fn files() -> std::result::Result<(), String> {
-    let gone = KERNELS.iter().chain(&[BASE]).find(|file| !std::path::Path::new(file).exists());
+    let gone = FILES.iter().find(|file| !std::path::Path::new(file).exists());
     gone.map_or(Ok(()), |file| Err(format!("no file {file}")))
 }
 
@@ -186,7 +191,8 @@ pub struct Ended {
 pub fn start(kernel: &str, parameters: &str, arguments: &[&str]) -> Result<Running> {
     let mut command = Command::new("./pollvisor");
     command.args(["run", "--kernel", kernel, "--initramfs", INITRAMFS, "--cmdline", &cmdline(parameters)]);
-    command.args(["--memory", "size=256M", "--serial", "file=console", "--json"]).args(arguments);
+    let memory = format!("size={}M", MEMORY >> 20);
+    command.args(["--memory", &memory, "--serial", "file=console", "--json"]).args(arguments);
     spawn(command)
 }
 
@@ -198,7 +204,18 @@ pub fn start_in_qemu(kernel: &str, parameters: &str, address: &str) -> Result<Ru
     let mut command = Command::new(format!("{QEMU}/ld-linux-x86-64.so.2"));
     command.args(["--library-path", QEMU, &format!("{QEMU}/qemu-system-x86_64"), "-L", QEMU]);
     command.args(["-nodefaults", "-no-user-config", "-display", "none", "-monitor", "none"]);
-    command.args(["-M", "q35", "-accel", "kvm", "-cpu", "host", "-m", "256M", "-serial", "file:console"]);
+    command.args([
+        "-M",
+        "q35",
+        "-accel",
+        "kvm",
+        "-cpu",
+        "host",
+        "-m",
+        &format!("{}M", MEMORY >> 20),
+        "-serial",
+        "file:console",
+    ]);
     command.args(["-kernel", kernel, "-initrd", INITRAMFS, "-append", &cmdline(parameters)]);
     command.args(["-device", &format!("vfio-pci,host={address}")]);
     spawn(command)
@@ -364,12 +381,15 @@ pub fn talk() -> String {
     fs::read_to_string(TALK).unwrap_or_default()
 }
 
-/// An error, with the end of the guest's console printed, and of what pollvisor said.
+/// An error, with the end of the guest's console printed, and of what pollvisor said; of a crash all of it, which tells
+/// whose fault it is.
 #[must_use]
 pub fn told(what: String) -> Error {
     for (who, text) in [("console", console()), ("pollvisor", talk())] {
         let lines: Vec<_> = text.lines().collect();
-        for line in &lines[lines.len().saturating_sub(30)..] {
+        let crash = lines.iter().position(|line| crash(line).is_some());
+        let from = lines.len().saturating_sub(30).min(crash.unwrap_or(lines.len()));
+        for line in &lines[from..] {
             println!("{who}: {line}");
         }
     }

@@ -3,9 +3,11 @@
 
 pub mod assigned;
 pub mod devices;
+pub mod drive;
 pub mod in_guest;
 pub mod linux;
 pub mod monitor;
+pub mod percpu;
 pub mod runner;
 pub mod scenarios;
 pub mod trace;
@@ -43,6 +45,8 @@ pub enum Need {
     Linux,
     /// The benchmark's command.
     Benchmark,
+    /// The integration tests' binary.
+    Integration,
     /// QEMU, to be run in the lab.
     Qemu,
     /// The monitor of the QEMU that emulates the machine.
@@ -67,6 +71,7 @@ impl Need {
             Self::NoIommu => "an IOMMU that is off",
             Self::Linux => "a kernel to boot",
             Self::Benchmark => "./pollvisor-bench",
+            Self::Integration => "./integration",
             Self::Qemu => "QEMU in the lab",
             Self::Monitor => "the emulator's monitor",
         }
@@ -79,7 +84,7 @@ impl Need {
             // Of the lab's kernels one has it.
             Self::Iommufd => gone("/dev/iommu").map(|why| missing(why, |kernel| kernel == "iommufd")),
             Self::Linux => linux::files().err().map(|why| missing(why, |_| true)),
-            Self::Benchmark => gone(self.name()).map(|why| missing(why, |_| true)),
+            Self::Benchmark | Self::Integration => gone(self.name()).map(|why| missing(why, |_| true)),
             Self::Qemu => {
                 (!linux::has_qemu()).then(|| missing("no QEMU beside this program".into(), |_| true))
             }
@@ -175,13 +180,13 @@ pub struct Scenario {
 /// All of them, in the order in which they run.
 pub fn scenarios() -> impl Iterator<Item = &'static Scenario> {
     use scenarios::{
-        benchmark, config, dma, errors, guest, hostile, life, linux, mdev, motion, refusals, registers,
+        benchmark, config, dma, errors, guest, hostile, kvm, life, linux, mdev, motion, refusals, registers,
         sibling,
     };
     let all = [registers::SCENARIOS, dma::SCENARIOS, guest::SCENARIOS, motion::SCENARIOS, life::SCENARIOS];
     all.into_iter()
         .chain([errors::SCENARIOS, sibling::SCENARIOS, config::SCENARIOS, refusals::SCENARIOS])
-        .chain([hostile::SCENARIOS, linux::SCENARIOS, mdev::SCENARIOS, benchmark::SCENARIOS])
+        .chain([hostile::SCENARIOS, linux::SCENARIOS, mdev::SCENARIOS, benchmark::SCENARIOS, kvm::SCENARIOS])
         .flatten()
 }
 

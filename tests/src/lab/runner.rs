@@ -1,5 +1,6 @@
 //! Runs scenarios, each in a process of its own, so that one that hangs or dies takes no other along.
 
+use super::percpu::Areas;
 use super::{Context, Missing, Need, Scenario, scenarios, trace};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
@@ -14,6 +15,17 @@ use std::time::{Duration, Instant};
 
 /// How a scenario's process tells its error, so that the result's line can repeat it.
 const ERROR: &str = "error: ";
+
+/// The lines that the runner outside reads begin with one of these and a tab: where this kernel's per-CPU areas are,
+pub const AREAS: &str = "areas";
+/// that a scenario begins,
+pub const BEGIN: &str = "begin";
+/// and what it came to.
+pub const PASSED: &str = "ok";
+/// It lacks something that may be missing.
+pub const SKIPPED: &str = "SKIPPED";
+/// Its reason follows.
+pub const FAILED: &str = "FAILED";
 
 /// How one scenario ended.
 enum Verdict {
@@ -32,33 +44,48 @@ pub fn select(names: &[String]) -> Result<Vec<&'static Scenario>> {
             || (scenario.name.starts_with(name) && scenarios().all(|other| other.name != name))
     };
     if let Some(name) = names.iter().find(|name| !scenarios().any(|scenario| fits(scenario, name))) {
-        return Err(Error::new(format!("no scenario begins with `{name}`")).remedy("lab --list"));
+        return Err(Error::new(format!("no scenario begins with `{name}`")).remedy("lab list"));
     }
     let wanted = |scenario: &Scenario| names.is_empty() || names.iter().any(|name| fits(scenario, name));
     Ok(scenarios().filter(|scenario| wanted(scenario)).collect())
 }
 
+/// The scenario with this name.
+///
+/// # Errors
+/// When there is none.
+pub fn exactly(name: &str) -> Result<&'static Scenario> {
+    scenarios()
+        .find(|scenario| scenario.name == name)
+        .ok_or_else(|| Error::new(format!("no scenario is called `{name}`")))
+}
+
 /// Runs them one after the other, at most `limit` each. A line for each and one with the totals; those lines have tabs
 /// between their parts, the scenarios' own are indented.
 pub fn run(chosen: &[&Scenario], limit: Duration) -> ExitCode {
+    match Areas::read() {
+        Ok(areas) => println!("{AREAS}\t{}", areas.line()),
+        Err(error) => println!("a guest with the lab's per-CPU area will not be recognised: {error}"),
+    }
     let _kept = KeptVm::new().inspect_err(|error| println!("no VM to keep: {error}"));
     let (mut passed, mut skipped, mut failed) = (0, 0, 0);
     for scenario in chosen {
         let began = Instant::now();
+        println!("{BEGIN}\t{}", scenario.name);
         let verdict = needed(scenario).unwrap_or_else(|| apart(scenario, limit));
         let name = scenario.name;
         match verdict {
             Verdict::Passed => {
                 passed += 1;
-                println!("ok\t{name}\t{:.1} s", began.elapsed().as_secs_f64());
+                println!("{PASSED}\t{name}\t{:.1} s", began.elapsed().as_secs_f64());
             }
             Verdict::Skipped(why) => {
                 skipped += 1;
-                println!("SKIPPED\t{name}\t{why}");
+                println!("{SKIPPED}\t{name}\t{why}");
             }
             Verdict::Failed(why) => {
                 failed += 1;
-                println!("FAILED\t{name}\t{why}");
+                println!("{FAILED}\t{name}\t{why}");
             }
         }
     }
@@ -140,7 +167,7 @@ fn watch(scenario: &Scenario, limit: Duration) -> Result<Verdict> {
     let myself = std::env::current_exe().map_err(broken)?;
     let (reader, writer) = std::io::pipe().map_err(broken)?;
     let mut command = Command::new(myself);
-    command.args(["--one", scenario.name]).stdin(Stdio::null()).process_group(0);
+    command.args(["one", scenario.name]).stdin(Stdio::null()).process_group(0);
     command.stdout(writer.try_clone().map_err(broken)?).stderr(writer);
     // So that what is freed is given back at once: what a process has more of then, it has not freed.
     command.env("MALLOC_ARENA_MAX", "1").env("MALLOC_TRIM_THRESHOLD_", "65536");

@@ -123,13 +123,16 @@ pub fn entered() -> Result<BTreeMap<u32, u64>> {
     Ok(text.lines().filter_map(entry).collect())
 }
 
+/// How [`astray`] ends: the runner outside knows it by that.
+pub const MIXED_UP: &str = "in the lab's own kernel: the emulator has mixed up the two";
+
 /// Whether a vCPU of the built-in guest, all of whose addresses are low ones, runs at an address of a kernel: it has the
 /// registers of the lab's own CPU then, which only the emulator of the two can have given it (`tests/lab/README.md`).
 #[must_use]
 pub fn astray() -> Option<String> {
     const KERNELS: u64 = 1 << 63;
     let (vcpu, rip) = entered().ok()?.into_iter().find(|(_, rip)| *rip >= KERNELS)?;
-    Some(format!("vCPU {vcpu} is at {rip:#x}, in the lab's own kernel: the emulator has mixed up the two"))
+    Some(format!("vCPU {vcpu} is at {rip:#x}, {MIXED_UP}"))
 }
 
 /// `kvm_entry: vcpu 0, rip 0x8000[immediate exit]`

@@ -6,7 +6,7 @@ use crate::lab::{Context, Need, Scenario};
 use pollvisor::cli::DeviceArg;
 use pollvisor::error::{Error, Result};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The scenarios.
 pub const SCENARIOS: &[Scenario] = &[
@@ -152,20 +152,28 @@ fn affinity(context: &mut Context) -> Result<()> {
             .stdout(Stdio::null())
             .spawn()
             .map_err(|e| Error::os("starting ./pollvisor", &e))?;
-        std::thread::sleep(Duration::from_millis(1500));
-        let lines = std::fs::read_to_string("/proc/interrupts").unwrap_or_default();
         let ours = format!("({address})");
-        let numbers: Vec<_> = lines
-            .lines()
-            .filter(|line| line.contains("vfio-msix") && line.contains(&ours))
-            .filter_map(|line| line.trim().split(':').next())
-            .map(|irq| {
-                std::fs::read_to_string(format!("/proc/irq/{irq}/smp_affinity_list")).unwrap_or_default()
-            })
-            .collect();
+        let cpus = || -> Vec<String> {
+            let lines = std::fs::read_to_string("/proc/interrupts").unwrap_or_default();
+            lines
+                .lines()
+                .filter(|line| line.contains("vfio-msix") && line.contains(&ours))
+                .filter_map(|line| line.trim().split(':').next())
+                .map(|irq| {
+                    std::fs::read_to_string(format!("/proc/irq/{irq}/smp_affinity_list")).unwrap_or_default()
+                })
+                .collect()
+        };
+        let moved = |numbers: &[String]| numbers.len() == 10 && numbers.iter().all(|list| list.trim() == cpu);
+        // How long it takes to start is the machine's affair.
+        let (began, mut numbers) = (Instant::now(), cpus());
+        while !moved(&numbers) && began.elapsed() < Duration::from_secs(20) {
+            std::thread::sleep(Duration::from_millis(50));
+            numbers = cpus();
+        }
         let killed = child.kill().and_then(|()| child.wait());
         killed.map_err(|e| Error::os("stopping ./pollvisor", &e))?;
-        if numbers.len() != 10 || numbers.iter().any(|list| list.trim() != cpu) {
+        if !moved(&numbers) {
             return Err(Error::new(format!(
                 "CPU {cpu} was asked for, and the interrupts' CPUs are {numbers:?}"
             )));

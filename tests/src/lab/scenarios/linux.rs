@@ -92,7 +92,7 @@ fn boots(context: &mut Context, kernel: &str, vcpus: u32, irqchip: &str) -> Resu
 }
 
 fn ends(parameters: &str, code: i32) -> Result<()> {
-    start("vmlinux", parameters, &["--cpus", "boot=2"])?.end()?.with(code).map(drop)
+    start("vmlinux", parameters, &[])?.end()?.with(code).map(drop)
 }
 
 /// SIGTERM to a guest that waits.

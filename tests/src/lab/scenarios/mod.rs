@@ -6,6 +6,7 @@ pub mod dma;
 pub mod errors;
 pub mod guest;
 pub mod hostile;
+pub mod kvm;
 pub mod life;
 pub mod linux;
 pub mod mdev;

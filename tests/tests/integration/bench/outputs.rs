@@ -131,9 +131,10 @@ fn an_earlier_run_is_compared_with_on_the_same_machine_only(accel: Accel) {
         let row = said.lines().find(|line| line.contains("signal → accepted") && line.contains("p50"));
         (now.status.code(), row.unwrap_or_else(|| panic!("no p50 in {said}")).to_string())
     };
-    let (code, row) = earlier(1000.0);
+    // Not a thousand times: a machine where an interrupt takes microseconds has too few samples apart from each other then.
+    let (code, row) = earlier(100.0);
     assert!(code == Some(0) && row.contains("better"), "{code:?}: {row}");
-    let (code, row) = earlier(0.001);
+    let (code, row) = earlier(0.01);
     assert!(code == Some(1) && row.contains("worse"), "{code:?}: {row}");
     then["machine"]["kernel"] = "5.4".into();
     write(&then);

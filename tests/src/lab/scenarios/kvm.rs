@@ -1,0 +1,84 @@
+//! The integration tests that need KVM, in the lab's: a machine without `/dev/kvm` proves so, slowly, what one with it proves.
+//!
+//! `tests/lab/run` brings the tests' binary. Each scenario is a part of it by the names of its tests; the first has what no
+//! other names, so that a new module is not forgotten.
+
+use crate::lab::{Context, Need, Scenario};
+use pollvisor::error::{Error, Result};
+use std::process::{Command, Stdio};
+
+const NEEDS: &[Need] = &[Need::Kvm, Need::Integration, Need::Benchmark, Need::Igb];
+
+/// The parts that have a scenario of their own, by the modules of the tests.
+const LEDGER: &[&str] = &["kvm::stress::ledger::", "kvm::stress::hang_up::"];
+const CHURN: &[&str] = &["kvm::stress::churn::"];
+const HOSTILE: &[&str] = &["kvm::hostile::"];
+/// All halves of it: routes and irqfds, the I/O APIC, and what comes beside them in that module.
+const DIFFERENTIAL: &[&str] = &["kvm::differential::"];
+const COMMAND: &[&str] = &["kvm::command::"];
+const BENCHMARK: &[&str] = &["kvm::bench::"];
+/// A real function of the machine, which only the lab gives away: also without a guest.
+const DEVICES: &[&str] = &["devices::"];
+const PARTS: &[&[&str]] = &[LEDGER, CHURN, HOSTILE, DIFFERENTIAL, COMMAND, BENCHMARK, DEVICES];
+
+/// The scenarios.
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "kvm: platform, poller death, late, idle, and what is named nowhere else",
+        needs: NEEDS,
+        run: |c| pass(c, &["kvm::"], &PARTS.concat()),
+    },
+    Scenario { name: "kvm: ledgers", needs: NEEDS, run: |c| pass(c, LEDGER, &[]) },
+    Scenario {
+        name: "kvm: attached, detached, routed under load",
+        needs: NEEDS,
+        run: |c| pass(c, CHURN, &[]),
+    },
+    Scenario { name: "kvm: hostile", needs: NEEDS, run: |c| pass(c, HOSTILE, &[]) },
+    Scenario { name: "kvm: differential", needs: NEEDS, run: |c| pass(c, DIFFERENTIAL, &[]) },
+    Scenario { name: "kvm: the command, by each delivery", needs: NEEDS, run: |c| pass(c, COMMAND, &[]) },
+    Scenario { name: "kvm: the benchmark, and its rivals", needs: NEEDS, run: |c| pass(c, BENCHMARK, &[]) },
+    Scenario { name: "kvm: a function of the host's", needs: NEEDS, run: |c| pass(c, DEVICES, &[]) },
+];
+
+/// Runs the tests named so, without those named `skipped`. None may be ignored: the lab has all that they need.
+fn pass(context: &mut Context, named: &[&str], skipped: &[&str]) -> Result<()> {
+    let mut command = Command::new("./integration");
+    command.args(named).args(skipped.iter().flat_map(|name| ["--skip", name]));
+    command.env("POLLVISOR_REQUIRE", "kvm,cpus,ptrace,lab,rivals").env("POLLVISOR_BIN_DIR", ".");
+    command.env("POLLVISOR_DEVICE", context.address(Need::Igb)?.to_string());
+    let output = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output();
+    let output = output.map_err(|e| Error::os("running ./integration", &e))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.lines().filter(|line| !line.is_empty()).for_each(|line| context.note(line));
+    let [passed, failed, ignored] = totals(&text)
+        .ok_or_else(|| Error::new(format!("./integration: {}, without a result", output.status)))?;
+    if !output.status.success() || failed + ignored > 0 {
+        return Err(Error::new(format!("{passed} tests passed, {failed} failed, {ignored} were ignored")));
+    }
+    if passed == 0 {
+        return Err(Error::new(format!("no test is named {}", named.join(" or "))));
+    }
+    Ok(())
+}
+
+/// `test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; ...`
+fn totals(text: &str) -> Option<[u64; 3]> {
+    let line = text.lines().rev().find_map(|line| line.strip_prefix("test result: "))?;
+    let count = |what: &str| {
+        line.split([';', '.']).find_map(|part| part.trim().strip_suffix(what)?.trim().parse().ok())
+    };
+    Some([count("passed")?, count("failed")?, count("ignored")?])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::totals;
+
+    #[test]
+    fn the_runners_totals() {
+        let text = "test a ... ok\n\ntest result: FAILED. 14 passed; 1 failed; 2 ignored; 0 measured; 9 filtered out; finished in 1.05s\n";
+        assert_eq!(totals(text), Some([14, 1, 2]));
+        assert_eq!(totals("Killed"), None);
+    }
+}
