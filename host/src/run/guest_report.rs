@@ -201,7 +201,7 @@ impl GuestReport {
         for column in table.column_iter_mut().skip(1) {
             column.set_cell_alignment(CellAlignment::Right);
         }
-        let mut text = format!("{table}\n");
+        let mut text = format!("{}\n{table}\n", self.machine.accelerator.headline());
         let kernel = self.devices.iter().filter(|device| device.delivery == "irqfd");
         for device in kernel {
             text.push_str(&format!("{}: delivered by the kernel, which does not count\n", device.name));
