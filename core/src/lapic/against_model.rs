@@ -26,7 +26,7 @@ enum Step {
     WriteMsr(usize, u32, u64),
     Base(usize, u64),
     Deadline(usize, u64),
-    Cr8(usize, u64),
+    Cr8(usize, u32),
     Pass(u64, u64),
 }
 
@@ -119,7 +119,7 @@ fn step() -> impl Strategy<Value = Step> {
         }),
         3 => (cpu(), base).prop_map(|(cpu, base)| Step::Base(cpu, base)),
         1 => (cpu(), 0..2000u64).prop_map(|(cpu, deadline)| Step::Deadline(cpu, deadline)),
-        1 => (cpu(), 0..20u64).prop_map(|(cpu, priority)| Step::Cr8(cpu, priority)),
+        1 => (cpu(), 0..20u32).prop_map(|(cpu, priority)| Step::Cr8(cpu, priority)),
         5 => (0..2000u64, 0..200u64).prop_map(|(bus, tsc)| Step::Pass(bus, tsc)),
     ]
 }
@@ -219,9 +219,9 @@ impl Pair {
                 self.wrote(ours, Did::Nothing);
             }
             Step::Cr8(cpu, value) => {
-                assert_eq!(self.lapics[cpu].set_cr8(value).is_ok(), value < 16);
+                assert_eq!(self.lapics[cpu].set_cr8(value.into()).is_ok(), value < 16);
                 if value < 16 {
-                    self.model[cpu].registers[8] = (value as u32) << 4;
+                    self.model[cpu].registers[8] = value << 4;
                 }
             }
             Step::Pass(bus, tsc) => {
