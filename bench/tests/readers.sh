@@ -1,13 +1,17 @@
 #!/usr/bin/env bash
 # The benchmark's outputs, read by HdrHistogram's own log processor, by its and jsonschema's Python packages, and drawn by
-# Chromium.
-# Installs what is missing; without a network it says SKIPPED and why.
+# Chromium; further, whether documents of real runs are as their schema says:
+#
+#   bench/tests/readers.sh [FOLDER OF JSON FILES]
+#
+# Installs what is missing. Where that cannot be had the status is 77, and the last line says why.
 set -uo pipefail
+[ $# -eq 0 ] || set -- "$(realpath "$1")"
 cd "$(dirname "$0")/../.."
 
 skip() {
-    echo "SKIPPED: $*"
-    exit 0
+    echo "$*"
+    exit 77
 }
 apt_get() {
     local sudo=""
@@ -36,4 +40,10 @@ fi
 
 export READERS_PYTHON=$venv/bin/python READERS_CHROMIUM=chromium READERS_JAR=$jar
 [[ $READERS_PYTHON = /* ]] || READERS_PYTHON=$PWD/$READERS_PYTHON
-exec cargo test -p pollvisor-bench output::readers -- --nocapture
+cargo test -p pollvisor-bench --lib output::readers -- --ignored --nocapture || exit 1
+if [ $# -gt 0 ]; then
+    shopt -s nullglob
+    documents=("$1"/*.json)
+    [ ${#documents[@]} -gt 0 ] || { echo "$1 has no document, though a run of the benchmark leaves one" && exit 1; }
+    "$READERS_PYTHON" bench/tests/schema.py bench/schema.json "${documents[@]}"
+fi

@@ -216,8 +216,7 @@ mod tests {
         reads_msr(EFER).expect("one that every processor has");
         let ignored = std::fs::read_to_string("/sys/module/kvm/parameters/ignore_msrs").unwrap_or_default();
         if ignored.trim() == "Y" {
-            eprintln!("SKIPPED: this host's KVM ignores unknown MSRs");
-            return;
+            return reads_msr(0x1234_5678).expect("this host's KVM answers for MSRs that nobody has");
         }
         let error = reads_msr(0x1234_5678).expect_err("no processor has it").to_string();
         assert!(error.contains("exception 13"), "{error}");

@@ -90,12 +90,10 @@ mod tests {
     use super::*;
 
     #[test]
+    #[ignore = "needs io_uring, which containers forbid"]
     fn every_signalled_eventfd_is_told_again_and_again() {
         let events: Vec<_> = (0..300).map(|_| Arc::new(EventFd::new().expect("an eventfd"))).collect();
-        let mut ring = match PollRing::new(events.clone()) {
-            Ok(ring) => ring,
-            Err(error) => return eprintln!("SKIPPED: {error}"),
-        };
+        let mut ring = PollRing::new(events.clone()).expect("io_uring");
         for round in 1..=3u64 {
             for at in [0, 7, 299] {
                 events[at].signal(round);

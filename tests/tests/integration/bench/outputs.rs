@@ -97,6 +97,11 @@ fn a_run_that_is_ended_writes_what_there_is(accel: Accel) {
 }
 
 /// A run as it would have been if everything in it had taken so much longer.
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "nanoseconds, at most ten thousand seconds"
+)]
 fn longer(then: &Value, factor: f64) -> Value {
     let mut then = then.clone();
     for path in then["paths"].as_array_mut().expect("paths") {

@@ -62,8 +62,7 @@ fn a_producer_killed_is_a_hang_up_and_loses_nothing(accel: Accel) {
         let sources = bells.chain([Source::Event(event.clone())]);
         // The same slot in each round, so that each source has its own account.
         let bound = |(slot, source)| {
-            let gsi = Gsi(u32::try_from(slot).expect("small"));
-            let attach = Attach { source, gsi, port: &port, resample: None, slot: Some(slot) };
+            let attach = Attach { source, gsi: Gsi(slot), port: &port, resample: None, slot: Some(slot) };
             interrupts.attach_with(attach).expect("attach")
         };
         (0..).zip(sources).map(bound).collect()
