@@ -7,7 +7,8 @@ use crate::output::trace::{Event, trace};
 use crate::output::{self, Extra, Outputs};
 use crate::threshold::{Threshold, ThresholdArgs};
 use crate::{overhead, table};
-use pollvisor::accel::Accelerator;
+use pollvisor::accel::{Accelerator, Choice, choose};
+use pollvisor::cli::AccelArg;
 use pollvisor::clock::Clock;
 use pollvisor::error::{Error, Result};
 use pollvisor::flight::Flight;
@@ -27,6 +28,9 @@ pub const HIT: u8 = 2;
 /// The flags of every result.
 #[derive(Debug, Clone, clap::Args)]
 pub struct OutputArgs {
+    /// What takes the interrupts
+    #[arg(long, value_enum, default_value_t = AccelArg::Auto)]
+    pub accel: AccelArg,
     /// What is made of the results.
     #[command(flatten)]
     pub files: output::FileArgs,
@@ -109,6 +113,8 @@ pub struct Report {
 /// One run of a subcommand.
 #[derive(Debug)]
 pub struct Bench {
+    /// What takes the interrupts.
+    pub choice: Choice,
     /// The clock of all figures.
     pub clock: Clock,
     /// The CPUs of this process, before any thread was pinned.
@@ -143,9 +149,11 @@ impl Bench {
         // What cannot be written, or not be compared, is known before anything is measured.
         let outputs = Outputs::open(&output.files)?;
         let threshold = Threshold::new(&output.threshold)?;
+        let choice = choose(output.accel)?;
         let clock = Clock::calibrate()?;
-        outputs.check_machine(&value(machine(clock, &source))?)?;
+        outputs.check_machine(&value(machine(&choice, clock, &source))?)?;
         Ok(Self {
+            choice,
             outputs,
             source,
             threshold,
@@ -156,6 +164,12 @@ impl Bench {
             started: Instant::now(),
             output: output.clone(),
         })
+    }
+
+    /// What takes the interrupts.
+    #[must_use]
+    pub fn accelerator(&self) -> Accelerator {
+        self.choice.accelerator
     }
 
     /// Whether the first Ctrl-C has come: to end, and to report what there is.
@@ -185,7 +199,9 @@ impl Bench {
         let Some(hit) = watch.take_hit() else { return };
         self.threshold.act(|| {
             let events = watch.events(flights, threads, self.clock);
-            trace(name, &events, &about(name, hit, self.threshold.ns(), self.clock, &events))
+            let mut about = about(name, hit, self.threshold.ns(), self.clock, &events);
+            about["accelerator"] = self.accelerator().key().into();
+            trace(name, &events, &about)
         });
     }
 
@@ -208,7 +224,8 @@ impl Bench {
         self.progress("");
         self.progress("\r");
         findings.errors.extend(self.threshold.failures());
-        let mut machine = machine(self.clock, &self.source);
+        let accelerator = self.accelerator();
+        let mut machine = machine(&self.choice, self.clock, &self.source);
         findings.warnings.sort_unstable();
         findings.warnings.dedup();
         machine.warnings.append(&mut findings.warnings);
@@ -221,15 +238,19 @@ impl Bench {
             began: rfc3339(self.began),
             seconds: self.started.elapsed().as_secs_f64(),
             machine,
-            overhead: overhead::measure(self.clock),
+            overhead: overhead::measure(self.clock, accelerator),
             paths: findings.paths,
             interrupted: self.is_interrupted(),
             errors: findings.errors,
         };
         let report = Report { results, goals: findings.goals, growth: findings.growth };
+        if accelerator == Accelerator::Software {
+            eprintln!("{}", accelerator.headline());
+        }
         let mut text = table::findings(&report) + &line + "\n";
         warnings.iter().for_each(|warning| text.push_str(&format!("note: {warning}\n")));
-        let extra = Extra { json: more(&report)?, text, table: Some(table::text(&report, table)) };
+        let extra =
+            Extra { json: more(&report)?, text, table: Some(table::text(&report, accelerator, table)) };
         let worse = self.outputs.finish(&report.results, &extra)?;
         if self.threshold.is_hit() {
             eprintln!("pollvisor-bench: a latency was beyond {} ns", self.threshold.ns());
@@ -248,8 +269,9 @@ fn about(name: &str, hit: Hit, threshold: u64, clock: Clock, events: &[Event]) -
 }
 
 /// The machine that figures are made on.
-fn machine(clock: Clock, source: &str) -> Machine {
-    let mut machine = Machine::this(Accelerator::Kvm, clock);
+fn machine(choice: &Choice, clock: Clock, source: &str) -> Machine {
+    let mut machine = Machine::this(choice.accelerator, clock);
+    machine.warnings.extend(choice.warning());
     (machine.delivery, machine.source) = ("every path".into(), source.into());
     machine.idle = "none".into();
     machine.pinned = true;

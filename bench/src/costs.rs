@@ -12,6 +12,7 @@ use crate::startup::startup;
 use crate::table;
 use crate::way::{Config, Cpus, Lanes, Path, Trigger, Way};
 use hdrhistogram::Histogram;
+use pollvisor::accel::Accelerator;
 use pollvisor::error::{Error, Result};
 use pollvisor::source::DEFAULT_PER_CONTEXT;
 use std::path::PathBuf;
@@ -83,6 +84,7 @@ pub fn run(args: &CostsArgs) -> Result<ExitCode> {
     cpus.producer(0).apply("the producer")?;
     let vectors = usize::try_from(args.vectors).unwrap_or(1);
     let config = Config {
+        accelerator: bench.accelerator(),
         path: Path::PolledEventfd,
         vectors,
         producers: 1,
@@ -96,6 +98,12 @@ pub fn run(args: &CostsArgs) -> Result<ExitCode> {
     let (mut lanes, mut triggers) = Lanes::start(&config, 1, bench.clock)?;
     let mut trigger = triggers.pop().ok_or_else(|| Error::new("no producer"))?;
     for call in Call::ALL {
+        if call == Call::HandOver && bench.accelerator() == Accelerator::Software {
+            findings
+                .warnings
+                .push("hand_over is not measured: the software machine has no in-kernel irqfd".into());
+            continue;
+        }
         bench.progress(call.names().0);
         findings.paths.push(one(&bench, args, call, &mut lanes, &mut trigger)?);
         if bench.is_over() {
@@ -104,6 +112,14 @@ pub fn run(args: &CostsArgs) -> Result<ExitCode> {
     }
     Box::new(lanes).stop()?;
     bench.finish(findings, table::stages)
+}
+
+/// The name of a result that is of no path.
+pub fn prefixed(accelerator: Accelerator, name: &str) -> String {
+    match accelerator {
+        Accelerator::Kvm => name.into(),
+        Accelerator::Software => format!("software_{name}"),
+    }
 }
 
 /// One kind of call, so many times, a signal before each.
@@ -152,8 +168,9 @@ fn one(
     bench.check(call.names().0, &mut matching.watch, lanes.flights(), 1);
     lanes.put_spare_away()?;
     let (name, calls) = call.names();
-    let mut result = result(Path::PolledEventfd, lanes.vectors(), 1, Load::Closed, &matching.found);
-    result.path = format!("costs/{name}");
+    let mut result =
+        result((Path::PolledEventfd, bench.accelerator()), lanes.vectors(), 1, Load::Closed, &matching.found);
+    result.path = prefixed(bench.accelerator(), &format!("costs/{name}"));
     result.ledger = matching.ledger;
     result.per_second = float(result.ledger.delivered) / began.elapsed().as_secs_f64().max(1e-9);
     if !gaps.is_empty() {

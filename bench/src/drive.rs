@@ -170,6 +170,7 @@ pub fn drive(
     let room = if matches!(rate, Rate::Flood(_)) { 0 } else { kept as usize + 1024 };
     let vectors = device.map_or(args.vectors(), |device| device.vectors());
     let config = Config {
+        accelerator: bench.accelerator(),
         path,
         vectors,
         producers: args.producers,
@@ -181,9 +182,9 @@ pub fn drive(
         device: device.cloned(),
     };
     let (way, triggers) = way::start(&config, bench.clock)?;
-    let matching = Matching::new(bench.clock, vectors, path == Path::Irqfd)?;
+    let matching = Matching::new(bench.clock, vectors, path.is_by_producer())?;
     let window = Window::open(&way.threads());
-    let name = path.key().to_string();
+    let name = path.name(bench.accelerator());
     let (device, cpus, gaps) = (device.map(|device| &**device), &cpus, None);
     let mut drive =
         Drive { bench, args, rate, device, vectors, cpus, name, room, way, triggers, matching, gaps, window };
@@ -303,7 +304,7 @@ impl Drive<'_> {
         if self.matching.ledger.sent >= (vectors * producers) as u64 {
             for vector in 0..vectors {
                 if !self.way.is_requested(vector)? {
-                    return Err(Error::new(format!("{}: no LAPIC has vector {vector}", path.key())));
+                    return Err(Error::new(format!("{}: no LAPIC has vector {vector}", self.name)));
                 }
             }
         }
@@ -324,7 +325,7 @@ impl Drive<'_> {
         if unmade > 0 {
             warnings.push(format!(
                 "{}: {unmade} planned signals were not made: it cannot go that fast",
-                path.key()
+                self.name
             ));
         }
         let mut own_gaps = histogram()?;
@@ -332,7 +333,8 @@ impl Drive<'_> {
             add(&mut own_gaps, &one.gaps)?;
         }
         let found = std::mem::replace(&mut self.matching.found, Found::new()?);
-        let mut result = result(path, vectors, producers, self.rate.load(), &found);
+        let mut result =
+            result((path, self.bench.accelerator()), vectors, producers, self.rate.load(), &found);
         result.ledger = self.matching.ledger;
         result.per_second = float(result.ledger.delivered) / phase.seconds.max(1e-9);
         noted.put(&mut result);
@@ -340,6 +342,7 @@ impl Drive<'_> {
             result.stages.insert("producer_gaps".into(), Stage::of(&own_gaps));
         }
         result.gaps = self.gaps.as_ref().map(Stage::of);
+        result.coalesced = self.way.coalesced();
         self.way.stop()?;
         Ok(Driven { result, warnings, gone: self.device.and_then(Device::gone) })
     }

@@ -5,6 +5,7 @@ use crate::drive::{DriveArgs, Rate, drive};
 use crate::measure::schedule::Shape;
 use crate::table;
 use crate::way::{Device, Path, device};
+use pollvisor::accel::choose;
 use pollvisor::cli::DeviceArg;
 use pollvisor::error::{Error, Result};
 use std::process::ExitCode;
@@ -72,6 +73,10 @@ impl LoadArgs {
 /// When no path could be measured.
 pub fn run(args: &LatencyArgs) -> Result<ExitCode> {
     use Path::{BlockingEpoll, Irqfd, PolledDoorbell, PolledEventfd};
+    if args.device.is_some() {
+        let why = "maps nothing into a guest and runs no driver";
+        choose(args.output.accel)?.refuse(&[("--device", true, why)])?;
+    }
     let source = args.device.as_ref().map(|device| format!("vfio-loopback {}", device.address));
     let bench = Bench::begin_with(&args.output, source)?;
     let device = args.device.as_ref().map(|device| Device::open(device, args.drive.vectors)).transpose()?;
@@ -107,12 +112,12 @@ pub fn drive_all(
                 findings.paths.push(driven.result);
                 findings.warnings.extend(driven.warnings);
                 if let Some(gone) = driven.gone {
-                    findings.errors.push(gone.context(path.key()).to_string());
+                    findings.errors.push(gone.context(path.name(bench.accelerator())).to_string());
                     break;
                 }
             }
             Err(error) => {
-                let error = error.context(path.key());
+                let error = error.context(path.name(bench.accelerator()));
                 findings.errors.push(error.to_string());
                 first = first.or(Some(error));
             }

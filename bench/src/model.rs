@@ -67,10 +67,21 @@ pub struct PathResult {
     pub p999_ns: f64,
     /// Median of what one signal costs its producer, in nanoseconds.
     pub producer_p50_ns: f64,
-    /// Median over the rounds of p50 by the in-kernel irqfd's p50 of the same round.
+    /// Median over the rounds of p50 by the in-kernel irqfd's p50 of the same round; absent on the software machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ratio_to_irqfd: Option<f64>,
     /// Its 95 % bootstrap interval.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ratio_ci95: Option<[f64; 2]>,
+    /// Median over the rounds of p50 by that of the same round where the producer injects itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ratio_to_direct: Option<f64>,
+    /// Its 95 % bootstrap interval.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ratio_to_direct_ci95: Option<[f64; 2]>,
+    /// Delivered interrupts, warm-up and all, whose vector the LAPIC had requested already; absent where it does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub coalesced: Option<u64>,
     /// What became of every signal.
     pub ledger: Ledger,
     /// Every stage, by its key.

@@ -4,6 +4,7 @@ use crate::common::{Bench, Findings, OutputArgs, cost_line};
 use crate::measure::float;
 use crate::model::Overhead;
 use crate::table;
+use pollvisor::accel::Accelerator;
 use pollvisor::clock::Clock;
 use pollvisor::error::Result;
 use pollvisor::record::{Figures, Recorder};
@@ -36,11 +37,11 @@ fn least(clock: Clock, mut turn: impl FnMut()) -> f64 {
 }
 
 /// What a poller's recorder takes for an event, with a flight recorder or without.
-fn event(clock: Clock, flight: bool) -> Result<f64> {
+fn event(clock: Clock, accelerator: Accelerator, flight: bool) -> Result<f64> {
     let figures = Figures::new(&[], 1, false);
     let figures = if flight { figures.with_flight() } else { figures };
     let wake = || EventFd::new().map(Arc::new);
-    let mut recorder = Recorder::new(clock, pollvisor::accel::Accelerator::Kvm, figures, (wake()?, wake()?));
+    let mut recorder = Recorder::new(clock, accelerator, figures, (wake()?, wake()?));
     let fired = Fired { id: SourceId { index: 0, generation: Generation(0) }, token: 0, hang_up: false };
     let outcome = Outcome { delivered: 1, ..Outcome::default() };
     let now = clock.now();
@@ -51,11 +52,11 @@ fn event(clock: Clock, flight: bool) -> Result<f64> {
 
 /// Measures it.
 #[must_use]
-pub fn measure(clock: Clock) -> Overhead {
+pub fn measure(clock: Clock, accelerator: Accelerator) -> Overhead {
     let timestamp_ns = least(clock, || {
         black_box(clock.now());
     });
-    let both = event(clock, true).and_then(|with| Ok(with - event(clock, false)?));
+    let both = event(clock, accelerator, true).and_then(|with| Ok(with - event(clock, accelerator, false)?));
     Overhead {
         timestamp_ns,
         empty_loop_ns: least(clock, || black_box(())),
@@ -70,7 +71,7 @@ pub fn measure(clock: Clock) -> Overhead {
 pub fn run(args: &OverheadArgs) -> Result<ExitCode> {
     let bench = Bench::begin(&args.output)?;
     if !args.output.files.json {
-        let overhead = measure(bench.clock);
+        let overhead = measure(bench.clock, bench.accelerator());
         println!("{}; an empty loop's turn {:.2} ns", cost_line(&overhead), overhead.empty_loop_ns);
         if let Some(ns) = overhead.recorder_ns {
             println!(

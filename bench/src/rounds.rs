@@ -17,6 +17,7 @@ use crate::noise::{Noted, Window};
 use crate::produce::gap;
 use crate::way::{self, Config, Path, Trigger, Way};
 use hdrhistogram::Histogram;
+use pollvisor::accel::Accelerator;
 use pollvisor::clock::Clock;
 use pollvisor::error::{Error, Result};
 use std::time::{Duration, Instant};
@@ -32,6 +33,8 @@ pub struct Turn {
 
 /// One path at one number of vectors, kept for the whole run; its poller is parked while others are measured.
 pub struct Contender {
+    /// What takes its interrupts.
+    accelerator: Accelerator,
     /// Which path.
     pub path: Path,
     /// How many vectors.
@@ -68,6 +71,7 @@ impl Contender {
         let flight = bench.threshold.records();
         let (cpus, device) = (vec![cpu], None);
         let config = Config {
+            accelerator: bench.accelerator(),
             path,
             vectors,
             producers: 1,
@@ -81,12 +85,13 @@ impl Contender {
         let (way, mut triggers) = way::start(&config, bench.clock)?;
         let trigger = triggers.pop().ok_or_else(|| Error::new("a path without a producer"))?;
         let mut made = Self {
+            accelerator: bench.accelerator(),
             path,
             vectors,
             p50s: Vec::new(),
             way,
             trigger,
-            matching: Matching::new(bench.clock, vectors, path == Path::Irqfd)?,
+            matching: Matching::new(bench.clock, vectors, path.is_by_producer())?,
             all: Found::new()?,
             active: Duration::ZERO,
             noted: None,
@@ -109,7 +114,7 @@ impl Contender {
     /// Path and size, for errors.
     #[must_use]
     pub fn name(&self) -> String {
-        format!("{} at {} vectors", self.path.key(), self.vectors)
+        format!("{} at {} vectors", self.path.name(self.accelerator), self.vectors)
     }
 
     fn warm_up(&mut self, turn: Turn, clock: Clock) -> Result<()> {
@@ -165,11 +170,12 @@ impl Contender {
         }
     }
 
-    /// Asks the kernel whether the LAPICs have it all, takes it down, and says what was found.
+    /// Asks whether the LAPICs have it all, takes it down, and says what was found. `irqfd` and `direct`: the medians of
+    /// these two, round by round.
     ///
     /// # Errors
     /// When a LAPIC does not have what it should.
-    pub fn finish(mut self, irqfd: Option<&[f64]>) -> Result<PathResult> {
+    pub fn finish(mut self, irqfd: Option<&[f64]>, direct: Option<&[f64]>) -> Result<PathResult> {
         for vector in 0..self.vectors {
             if !self.way.is_requested(vector)? {
                 return Err(Error::new(format!("{}: no LAPIC has vector {vector}", self.name())));
@@ -178,8 +184,10 @@ impl Contender {
         let left_over = (0..self.vectors).map(|vector| self.way.left_over(vector)).sum();
         self.matching.refused(left_over);
         self.way.unpark();
+        let coalesced = self.way.coalesced();
         self.way.stop()?;
-        let mut result = result(self.path, self.vectors, 1, Load::Closed, &self.all);
+        let mut result = result((self.path, self.accelerator), self.vectors, 1, Load::Closed, &self.all);
+        result.coalesced = coalesced;
         result.rounds = self.p50s.len();
         result.ledger = self.matching.ledger;
         result.per_second = float(result.ledger.delivered) / self.active.as_secs_f64().max(1e-9);
@@ -194,24 +202,35 @@ impl Contender {
             let ratios = ratios(&self.p50s, irqfd);
             (result.ratio_to_irqfd, result.ratio_ci95) = (Some(median(&ratios)), Some(median_ci95(&ratios)));
         }
+        if let Some(direct) = direct {
+            let ratios = ratios(&self.p50s, direct);
+            result.ratio_to_direct = Some(median(&ratios));
+            result.ratio_to_direct_ci95 = Some(median_ci95(&ratios));
+        }
         Ok(result)
     }
 }
 
 /// A path's result as far as its latencies go.
 #[must_use]
-pub fn result(path: Path, vectors: usize, producers: usize, load: Load, found: &Found) -> PathResult {
+pub fn result(
+    (path, accelerator): (Path, Accelerator),
+    vectors: usize,
+    producers: usize,
+    load: Load,
+    found: &Found,
+) -> PathResult {
     let stages = [
-        ("signal_to_accepted", &found.accepted),
+        (accelerator.signal_to_accepted().key(), &found.accepted),
         ("signal_to_seen", &found.seen),
-        ("seen_to_injected", &found.injected),
+        (accelerator.seen_to_injected().key(), &found.injected),
         ("producer", &found.paid),
     ];
     let open = matches!(load, Load::Open { .. });
     let late = open.then_some(("producer_late", &found.late));
     let stages = stages.into_iter().chain(late).filter(|(_, histogram)| !histogram.is_empty());
     PathResult {
-        path: path.key().into(),
+        path: path.name(accelerator),
         vectors,
         producers,
         rounds: 1,
@@ -222,6 +241,9 @@ pub fn result(path: Path, vectors: usize, producers: usize, load: Load, found: &
         producer_p50_ns: quantile(&found.paid, 0.5),
         ratio_to_irqfd: None,
         ratio_ci95: None,
+        ratio_to_direct: None,
+        ratio_to_direct_ci95: None,
+        coalesced: None,
         ledger: crate::model::Ledger::default(),
         stages: stages.map(|(name, histogram)| (name.to_string(), Stage::of(histogram))).collect(),
         uncorrected: open.then(|| Stage::of(&found.uncorrected)),
@@ -275,6 +297,9 @@ impl Field {
             for path in paths {
                 if bench.is_over() {
                     return field;
+                }
+                if !path.is_on(bench.accelerator()) {
+                    continue;
                 }
                 bench.progress(&format!("setting {} at {vectors} vectors up", path.key()));
                 match Contender::new(bench, *path, *vectors, cpu, per_context, turn) {
@@ -331,15 +356,18 @@ impl Field {
 
     /// Takes everything down.
     pub fn finish(mut self) -> (Vec<PathResult>, Vec<String>) {
-        let irqfd: Vec<(usize, Vec<f64>)> = (self.contenders.iter())
-            .filter(|one| one.path == Path::Irqfd)
-            .map(|one| (one.vectors, one.p50s.clone()))
-            .collect();
+        let bases = |path: Path| -> Vec<(usize, Vec<f64>)> {
+            let those = self.contenders.iter().filter(|one| one.path == path);
+            those.map(|one| (one.vectors, one.p50s.clone())).collect()
+        };
+        let (irqfd, direct) = (bases(Path::Irqfd), bases(Path::Direct));
         let mut results = Vec::new();
         for one in self.contenders {
             let (name, vectors) = (one.name(), one.vectors);
-            let base = irqfd.iter().find(|base| base.0 == vectors).map(|base| &base.1[..]);
-            match one.finish(base) {
+            let of = |bases: &[(usize, Vec<f64>)]| -> Option<Vec<f64>> {
+                bases.iter().find(|base| base.0 == vectors).map(|base| base.1.clone())
+            };
+            match one.finish(of(&irqfd).as_deref(), of(&direct).as_deref()) {
                 Ok(result) => results.push(result),
                 Err(error) => self.errors.push(error.context(name).to_string()),
             }

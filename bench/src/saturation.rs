@@ -43,7 +43,7 @@ pub fn run(args: &SaturationArgs) -> Result<ExitCode> {
     }
     findings.paths.sort_by(|one, other| one.path.cmp(&other.path));
     for (path, least) in [(Path::PolledDoorbell, 1_000_000.0), (Path::PolledEventfd, 300_000.0)] {
-        let found = findings.paths.iter().filter(|found| found.path == path.key());
+        let found = findings.paths.iter().filter(|found| found.path == path.name(bench.accelerator()));
         let best =
             found.map(|found| found.per_second / float(args.drive.pollers as u64)).max_by(f64::total_cmp);
         if let Some(rate) = best {

@@ -8,6 +8,7 @@ use crate::measure::stats::{exponent, median};
 use crate::rounds::{Field, Turn};
 use crate::table;
 use crate::way::{Cpus, Path};
+use pollvisor::accel::Accelerator;
 use pollvisor::error::Result;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -15,8 +16,8 @@ use std::time::Duration;
 /// The flags of `scaling`.
 #[derive(Debug, clap::Args)]
 pub struct ScalingArgs {
-    /// Which paths
-    #[arg(long = "path", value_enum, value_delimiter = ',', default_values_t = [Path::Irqfd, Path::PolledEventfd, Path::PolledDoorbell], value_name = "PATH,...")]
+    /// Which paths [default: irqfd,polled_eventfd,polled_doorbell; without KVM direct in place of irqfd]
+    #[arg(long = "path", value_enum, value_delimiter = ',', value_name = "PATH,...")]
     paths: Vec<Path>,
     /// Numbers of vectors, with one producer
     #[arg(long, value_delimiter = ',', default_values_t = [1, 8, 64, 512, 4096], value_name = "N,...")]
@@ -43,18 +44,26 @@ pub struct ScalingArgs {
 pub fn run(args: &ScalingArgs) -> Result<ExitCode> {
     let bench = Bench::begin(&args.output)?;
     let mut findings = Findings::default();
-    by_vectors(&bench, args, &mut findings)?;
-    by_producers(&bench, args, &mut findings);
+    let paths = match (&args.paths[..], bench.accelerator()) {
+        ([], Accelerator::Kvm) => &[Path::Irqfd, Path::PolledEventfd, Path::PolledDoorbell][..],
+        ([], Accelerator::Software) => &[Path::Direct, Path::PolledEventfd, Path::PolledDoorbell],
+        (given, accelerator) => {
+            given.iter().try_for_each(|path| path.must_be_on(accelerator))?;
+            given
+        }
+    };
+    by_vectors(&bench, args, paths, &mut findings)?;
+    by_producers(&bench, args, paths, &mut findings);
     bench.finish(findings, table::sizes)
 }
 
-fn growth(path: Path, with: &'static str, points: &[(f64, f64)]) -> Option<Growth> {
+fn growth(path: String, with: &'static str, points: &[(f64, f64)]) -> Option<Growth> {
     let (first, last) = (points.first()?, points.last()?);
     let exponent = exponent(points)?;
-    Some(Growth { path: path.key().into(), with, exponent, ratio: last.1 / first.1.max(1.0) })
+    Some(Growth { path, with, exponent, ratio: last.1 / first.1.max(1.0) })
 }
 
-fn by_vectors(bench: &Bench, args: &ScalingArgs, findings: &mut Findings) -> Result<()> {
+fn by_vectors(bench: &Bench, args: &ScalingArgs, paths: &[Path], findings: &mut Findings) -> Result<()> {
     const SAMPLES: u32 = 50;
     const PACE: Duration = Duration::from_micros(50);
     let cpus = Cpus::of(&bench.cpus, 1)?;
@@ -64,12 +73,12 @@ fn by_vectors(bench: &Bench, args: &ScalingArgs, findings: &mut Findings) -> Res
     sizes.sort_unstable();
     sizes.dedup();
     // One path after the other: all at once would have more eventfds bound than a process may.
-    for path in args.paths.iter().copied() {
+    for path in paths.iter().copied() {
         let mut field = Field::new(bench, &[path], &sizes, cpus.pollers[0], args.drive.per_context, turn);
         field.run(bench, args.rounds, turn);
         let point = |size: &usize| (float(*size as u64), median(field.p50s(path, *size)));
         let points: Vec<_> = sizes.iter().map(point).filter(|point| point.1 > 0.0).collect();
-        findings.growth.extend(growth(path, "vectors", &points));
+        findings.growth.extend(growth(path.name(bench.accelerator()), "vectors", &points));
         let most = match path {
             Path::PolledDoorbell => Some(1.5),
             Path::PolledEventfd => Some(2.0),
@@ -77,18 +86,18 @@ fn by_vectors(bench: &Bench, args: &ScalingArgs, findings: &mut Findings) -> Res
         };
         let (few, many) = (sizes.first().copied().unwrap_or(0), sizes.last().copied().unwrap_or(0));
         if let (Some(most), Some(ratio)) = (most, field.ratio((path, many), (path, few))) {
-            let goal = format!("{}, {many} / {few} vectors", path.key());
+            let goal = format!("{}, {many} / {few} vectors", path.name(bench.accelerator()));
             findings.goals.push(Goal::at_most(goal, ratio, most));
         }
-        let (paths, errors) = field.finish();
-        findings.paths.extend(paths);
+        let (found, errors) = field.finish();
+        findings.paths.extend(found);
         findings.errors.extend(errors);
     }
     Ok(())
 }
 
-fn by_producers(bench: &Bench, args: &ScalingArgs, findings: &mut Findings) {
-    for path in &args.paths {
+fn by_producers(bench: &Bench, args: &ScalingArgs, paths: &[Path], findings: &mut Findings) {
+    for path in paths {
         let (mut points, mut producers) = (Vec::new(), 1);
         while producers <= args.most_producers as usize && !bench.is_over() {
             let drive_args = DriveArgs { producers, ..args.drive.clone() };
@@ -105,6 +114,6 @@ fn by_producers(bench: &Bench, args: &ScalingArgs, findings: &mut Findings) {
             }
             producers *= 2;
         }
-        findings.growth.extend(growth(*path, "producers", &points));
+        findings.growth.extend(growth(path.name(bench.accelerator()), "producers", &points));
     }
 }

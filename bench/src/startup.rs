@@ -1,6 +1,7 @@
 //! How long it takes from the exec of `pollvisor` to its guest's first instruction, and how much memory it needs.
 
 use crate::common::{Bench, Goal};
+use crate::costs::prefixed;
 use crate::measure::matching::Found;
 use crate::measure::{float, histogram};
 use crate::model::{Load, PathResult, Stage};
@@ -35,8 +36,8 @@ pub fn startup(bench: &Bench, command: Option<&Path>, starts: u32) -> Result<Sta
             break;
         }
     }
-    let mut result = result(Way::PolledEventfd, 1, 1, Load::Closed, &Found::new()?);
-    result.path = "costs/startup".into();
+    let mut result = result((Way::PolledEventfd, bench.accelerator()), 1, 1, Load::Closed, &Found::new()?);
+    result.path = prefixed(bench.accelerator(), "costs/startup");
     result.stages.insert("exec_to_guest".into(), Stage::of(&took));
     result.stages.insert("resident_bytes".into(), Stage::of(&resident));
     let median = |histogram: &hdrhistogram::Histogram<u64>| float(histogram.value_at_quantile(0.5));
@@ -73,6 +74,8 @@ fn once(bench: &Bench, command: &Path) -> Result<(u64, u64)> {
             "--warm-up",
             "0",
             "--json",
+            "--accel",
+            bench.accelerator().key(),
         ])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

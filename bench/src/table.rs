@@ -4,6 +4,7 @@ use crate::common::{Report, cost_line};
 use crate::measure::float;
 use crate::model::{Load, PathResult};
 use comfy_table::{CellAlignment, Table, presets};
+use pollvisor::accel::Accelerator;
 use pollvisor::run::microseconds;
 
 fn table(header: &[&str]) -> Table {
@@ -25,10 +26,6 @@ fn us(ns: f64) -> String {
     microseconds(ns.round() as u64)
 }
 
-fn stage(path: &PathResult, key: &str, of: fn(&crate::model::Stage) -> u64) -> String {
-    path.stages.get(key).map_or_else(|| "-".into(), |stage| microseconds(of(stage)))
-}
-
 /// What the machine did meanwhile: the longest that was taken from the core of the poller or of the producer, what the
 /// hypervisor took, and how often who delivers gave its CPU away or lost it.
 const NOISE: [&str; 3] = ["worst gap", "stolen ms", "switches own+lost"];
@@ -44,13 +41,22 @@ fn noise(path: &PathResult) -> [String; 3] {
     ]
 }
 
-/// Side by side: ratios to the in-kernel irqfd.
+/// Side by side: ratios to the in-kernel irqfd, where there is one, and to the producer that injects itself.
 pub fn ratios(paths: &[PathResult]) -> Table {
-    let header = ["path", "vectors", "p50 µs", "p99", "p99.9", "producer p50", "× irqfd", "95 %"];
-    let mut table = table(&[&header[..], &NOISE].concat());
+    let has_irqfd = paths.iter().any(|path| path.ratio_to_irqfd.is_some());
+    let ratios: &[&str] =
+        if has_irqfd { &["× irqfd", "95 %", "× direct", "95 %"] } else { &["× direct", "95 %"] };
+    let header = ["path", "vectors", "p50 µs", "p99", "p99.9", "producer p50"];
+    let mut table = table(&[&header[..], ratios, &NOISE].concat());
+    let cells = |ratio: Option<f64>, ci: Option<[f64; 2]>| {
+        [
+            ratio.map_or_else(|| "-".into(), |ratio| format!("{ratio:.2}")),
+            ci.map_or_else(|| "-".into(), |[low, high]| format!("{low:.2} to {high:.2}")),
+        ]
+    };
     for path in paths {
-        let ratio = path.ratio_to_irqfd.map_or_else(|| "-".into(), |ratio| format!("{ratio:.2}"));
-        let ci = path.ratio_ci95.map_or_else(|| "-".into(), |[low, high]| format!("{low:.2} to {high:.2}"));
+        let irqfd = cells(path.ratio_to_irqfd, path.ratio_ci95);
+        let direct = cells(path.ratio_to_direct, path.ratio_to_direct_ci95);
         table.add_row(
             [
                 path.path.clone(),
@@ -59,10 +65,10 @@ pub fn ratios(paths: &[PathResult]) -> Table {
                 us(path.p99_ns),
                 us(path.p999_ns),
                 format!("{:.3}", path.producer_p50_ns / 1000.0),
-                ratio,
-                ci,
             ]
             .into_iter()
+            .chain(irqfd.into_iter().filter(|_| has_irqfd))
+            .chain(direct)
             .chain(noise(path)),
         );
     }
@@ -111,7 +117,7 @@ pub fn latency(paths: &[PathResult]) -> Table {
                 us(path.p50_ns),
                 us(path.p99_ns),
                 us(path.p999_ns),
-                stage(path, "signal_to_accepted", |stage| stage.max_ns),
+                path.main_stage().map_or_else(|| "-".into(), |(_, stage)| microseconds(stage.max_ns)),
                 of(&path.uncorrected, |stage| stage.p99_ns),
             ]
             .into_iter()
@@ -227,16 +233,27 @@ pub fn findings(report: &Report) -> String {
 }
 
 /// Everything that stands around a subcommand's table, but its findings.
-pub fn text(report: &Report, table: fn(&[PathResult]) -> Table) -> String {
+pub fn text(report: &Report, accelerator: Accelerator, table: fn(&[PathResult]) -> Table) -> String {
     let (results, mut text) = (&report.results, String::new());
     let mut line = |line: String| {
         text.push_str(&line);
         text.push('\n');
     };
+    line(accelerator.headline().into());
     if !results.paths.is_empty() {
-        line(format!("signal → accepted by the in-kernel LAPIC, no vCPU running\n{}", table(&results.paths)));
+        let what = match accelerator {
+            Accelerator::Kvm => "signal → accepted by the in-kernel LAPIC, no vCPU running",
+            Accelerator::Software => "signal → posted to the software LAPIC, no vCPU running",
+        };
+        line(format!("{what}\n{}", table(&results.paths)));
     }
     results.errors.iter().for_each(|error| line(format!("not measured: {error}")));
+    let coalesced: u64 = results.paths.iter().filter_map(|path| path.coalesced).sum();
+    if accelerator == Accelerator::Software {
+        line(format!(
+            "{coalesced} interrupts, warm-up and all, found their vector requested already: no vCPU takes them"
+        ));
+    }
     let steal: u64 = results.paths.iter().filter_map(|path| path.steal_ns).sum();
     if steal > 0 {
         line(format!("the hypervisor took {:.0} ms of CPU time meanwhile", float(steal) / 1e6));

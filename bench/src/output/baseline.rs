@@ -53,6 +53,16 @@ impl Baseline {
     /// # Errors
     /// What differs.
     pub fn check(&self, machine: &serde_json::Value, force: bool) -> Result<()> {
+        let (then, now) = (machine::headline(&self.results.machine), machine::headline(machine));
+        if then != now {
+            let file = self.path.display();
+            let what = format!(
+                "the baseline {file} is of the other accelerator: its figures say nothing about these"
+            );
+            return Err(
+                Error::new(what).remedy("a baseline of this one, or the --accel that it was made with")
+            );
+        }
         let differences = machine::differences(&self.results.machine, machine);
         if force || differences.is_empty() {
             return Ok(());

@@ -3,15 +3,19 @@
 use crate::model::{Load, PathResult, Results, Stage};
 
 /// The stages in the order of an interrupt's way, with their names; then what is of the producer alone.
-pub const STAGES: [(&str, &str); 7] = [
+pub const STAGES: [(&str, &str); 9] = [
     ("signal_to_seen", "signal → seen"),
     ("seen_to_injected", "seen → injected"),
+    ("seen_to_posted", "seen → posted"),
     ("signal_to_accepted", "signal → accepted"),
+    ("signal_to_posted", "signal → posted"),
     ("signal_to_handler", "signal → handler"),
     ("producer", "producer's cost"),
     ("producer_late", "producer's lateness"),
     ("producer_gaps", "gaps on its core"),
 ];
+/// Where in [`STAGES`] those are that end with the LAPIC's acceptance, and with the handler.
+const ACCEPTED: usize = 3;
 /// The key of what an open loop's latencies would be without the wait for their turn.
 pub const UNCORRECTED: &str = "uncorrected";
 /// The key of the gaps on the poller's core.
@@ -24,7 +28,7 @@ impl PathResult {
             let stage = self.stages.get(STAGES[at].0).filter(|stage| stage.count > 0)?;
             Some((STAGES[at].1, stage))
         };
-        of(2).or_else(|| of(3))
+        of(ACCEPTED).or_else(|| of(ACCEPTED + 1)).or_else(|| of(ACCEPTED + 2))
     }
 
     /// Every distribution that was measured, by its key.

@@ -3,7 +3,7 @@
 //! What HdrHistogram's log processors read is written here and not by its crate, whose writer leaves out the version and
 //! the legend; the histograms are in the results already in the encoding that an interval has.
 
-use super::{float, keys};
+use super::{float, keys, machine};
 use crate::model::Results;
 use pollvisor::error::{Error, Result};
 
@@ -20,10 +20,12 @@ pub fn hlog(results: &Results) -> Result<String> {
     let mut text = format!(
         "#[pollvisor-bench; latencies in nanoseconds, tagged path-vectors:stage; the maximum in milliseconds]\n\
          #[Histogram log format version 1.3]\n\
+         #[{1}]\n\
          #[StartTime: {began:.3} (seconds since epoch), {0}]\n\
          #[BaseTime: {began:.3} (seconds since epoch)]\n\
          \"StartTimestamp\",\"Interval_Length\",\"Interval_Max\",\"Interval_Compressed_Histogram\"\n",
-        results.began
+        results.began,
+        machine::headline(&results.machine),
     );
     for (path, key) in results.paths.iter().zip(keys(results)) {
         for (stage, figures) in path.distributions() {

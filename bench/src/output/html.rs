@@ -18,9 +18,10 @@ pub fn html(results: &Results, extra: &Extra) -> String {
          <title>Interrupt latency, {began}</title>\n\
          <link rel=\"icon\" href=\"data:,\">\n<style>\n{css}</style>\n</head>\n<body>\n<main>\n\
          <h1>Interrupt latency, path by path</h1>\n\
-         <p>{machine}</p>\n<code class=\"command\">{command}</code>\n<p>Began {began}, took {seconds:.1} s.</p>\n",
+         <p><strong>{headline}</strong></p>\n<p>{machine}</p>\n<code class=\"command\">{command}</code>\n<p>Began {began}, took {seconds:.1} s.</p>\n",
         css = include_str!("report.css"),
         began = escape(&results.began),
+        headline = escape(machine::headline(&results.machine)),
         machine = escape(&machine::line(&results.machine)),
         command = escape(&results.command),
         seconds = results.seconds,

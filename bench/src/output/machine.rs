@@ -1,5 +1,6 @@
 //! The machine in the results, as `pollvisor::machine::Machine` wrote it: read from this run or from an earlier file.
 
+use pollvisor::accel::Accelerator;
 use serde_json::Value;
 
 /// A property as text; empty where there is none.
@@ -8,6 +9,16 @@ pub fn text(machine: &Value, key: &str) -> String {
         Value::String(text) => text.clone(),
         Value::Null => String::new(),
         other => other.to_string(),
+    }
+}
+
+/// The first line of every output: what took the interrupts.
+pub fn headline(machine: &Value) -> &'static str {
+    // Files from before there was another have no such property.
+    if machine["accelerator"] == Accelerator::Software.key() {
+        Accelerator::Software.headline()
+    } else {
+        Accelerator::Kvm.headline()
     }
 }
 
@@ -37,10 +48,11 @@ pub fn warnings(machine: &Value) -> Vec<String> {
 /// What makes two machines' figures incomparable, each with both values.
 pub fn differences(one: &Value, other: &Value) -> Vec<String> {
     let mut differences = Vec::new();
-    for key in ["cpu", "kernel", "hypervisor", "idle", "source", "tsc_khz"] {
+    for key in ["accelerator", "cpu", "kernel", "hypervisor", "idle", "source", "tsc_khz"] {
         let same = match (one[key].as_u64(), other[key].as_u64()) {
             // The rate is measured anew by each run: a thousandth either way.
             (Some(one), Some(other)) => one.abs_diff(other) <= one.max(other) / 1000,
+            _ if key == "accelerator" => headline(one) == headline(other),
             _ => one[key] == other[key],
         };
         if !same {
@@ -65,6 +77,11 @@ mod tests {
         other["tsc_khz"] = 2_597_000.into();
         other["pinned"] = false.into();
         assert!(differences(&machine(), &other).is_empty());
+        other["accelerator"] = "kvm".into();
+        assert!(differences(&machine(), &other).is_empty(), "older files are of KVM");
+        other["accelerator"] = "software".into();
+        assert_eq!(differences(&machine(), &other), ["accelerator:  there, software here"]);
+        other["accelerator"] = Value::Null;
         other["tsc_khz"] = 2_600_000.into();
         other["hypervisor"] = false.into();
         other["cpu"] = Value::Null;
@@ -76,7 +93,7 @@ mod tests {
     #[test]
     fn it_says_what_the_machine_itself_says() {
         let clock = pollvisor::clock::Clock::from_khz(2_595_725);
-        let mut machine = pollvisor::machine::Machine::this(pollvisor::accel::Accelerator::Kvm, clock);
+        let mut machine = pollvisor::machine::Machine::this(Accelerator::Kvm, clock);
         (machine.source, machine.delivery, machine.idle) = ("a".into(), "b".into(), "c".into());
         for locked in [true, false] {
             machine.locked = locked;

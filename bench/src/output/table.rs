@@ -7,7 +7,7 @@ use comfy_table::{CellAlignment, Table, presets};
 /// Everything, in tables.
 #[must_use]
 pub fn table(results: &Results) -> String {
-    let mut text = String::new();
+    let mut text = format!("{}\n", machine::headline(&results.machine));
     if results.interrupted {
         text.push_str("interrupted: what was measured until then\n");
     }
@@ -64,6 +64,7 @@ fn paths(paths: &[PathResult]) -> String {
         "producer p50",
         "× irqfd",
         "95 %",
+        "× direct",
         "/s",
         "CPU ns each",
     ];
@@ -79,6 +80,7 @@ fn paths(paths: &[PathResult]) -> String {
             measured(path.producer_p50_ns),
             path.ratio_to_irqfd.map_or_else(|| "-".into(), |ratio| format!("{ratio:.2}")),
             path.ratio_ci95.map_or_else(|| "-".into(), |[low, high]| format!("{low:.2} to {high:.2}")),
+            path.ratio_to_direct.map_or_else(|| "-".into(), |ratio| format!("{ratio:.2}")),
             format!("{:.0}", path.per_second),
             path.cpu_ns_per_interrupt.map_or_else(|| "-".into(), |ns| format!("{ns:.0}")),
         ]

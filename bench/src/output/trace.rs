@@ -4,6 +4,7 @@
 //! source was drained. From the signal on an interrupt waits while others are dealt with, so its whole life is an
 //! asynchronous slice.
 
+use pollvisor::accel::Accelerator;
 use pollvisor::flight;
 use serde_json::{Value, json};
 
@@ -46,12 +47,14 @@ pub fn trace(path: &str, events: &[Event], about: &Value) -> String {
     let zero = events.iter().map(Event::begin).min().unwrap_or(0);
     let us = |ns: u64| super::float(ns.saturating_sub(zero)) / 1000.0;
     let mut lines: Vec<(u64, Value)> = Vec::new();
+    let is_software = about["accelerator"] == Accelerator::Software.key();
+    let injection = if is_software { "seen_to_posted_ns" } else { "seen_to_injected_ns" };
     for (id, event) in events.iter().enumerate() {
         let name = format!("vector {}", event.vector);
         let injecting = event.injected_ns.saturating_sub(event.seen_ns);
         let args = json!({"vector": event.vector, "signals": event.signals,
             "signal_to_seen_ns": event.seen_ns - event.begin(),
-            "seen_to_injected_ns": injecting});
+            injection: injecting});
         let life = |ph: &str, ns: u64| {
             (
                 ns,

@@ -1,11 +1,11 @@
 //! pollvisor's pollers: one VM, any number of them, eventfds or doorbells.
 
-use super::irqfd::Accepting;
+use super::accepting::{Accepting, Injected};
 use super::trigger::{self, Trigger, poller_of};
 use super::{Config, Path, Way, gsi, routes};
 use crate::measure::{add, matching::Taken};
 use kvm_bindings::KVM_IRQFD_FLAG_DEASSIGN;
-use pollvisor::accel::Injector;
+use pollvisor::accel::Vm;
 use pollvisor::clock::Clock;
 use pollvisor::error::{Error, Result};
 use pollvisor::flight::Flight;
@@ -35,6 +35,8 @@ pub struct Lanes {
     interrupts: Running,
     accepting: Accepting,
     blocking: bool,
+    /// What the pollers were told, as far as it was taken.
+    injected: Injected,
     vectors: usize,
     spare_source: Spare,
 }
@@ -78,9 +80,8 @@ impl Lanes {
             Path::BlockingEpoll => Backend::EpollBlock,
             _ => Backend::Aio { per_context: config.per_context },
         };
-        let accepting = Accepting::new(slots)?;
-        let interrupts =
-            Interrupts::start(Irqchip::Split, Injector::Kvm(accepting.vm.injector()?), clock, slots)?;
+        let accepting = Accepting::new(config.accelerator, slots)?;
+        let interrupts = Interrupts::start(Irqchip::Split, accepting.vm.injector()?, clock, slots)?;
         let figures = || {
             let figures = Figures::new(&[], slots, false).keeping(config.samples, config.gaps);
             if config.flight { figures.with_flight() } else { figures }
@@ -93,11 +94,14 @@ impl Lanes {
             interrupts,
             accepting,
             blocking: backend == Backend::EpollBlock,
+            injected: Injected::default(),
             vectors,
             spare_source: Spare { event: Arc::new(EventFd::new()?), at: At::Nowhere },
         };
         way.replace_routes()?;
-        way.accepting.vm.fd().set_gsi_routing(0, &routes(slots))?;
+        if let Vm::Kvm(vm) = &way.accepting.vm {
+            vm.fd().set_gsi_routing(0, &routes(slots))?;
+        }
         for (number, cpu) in config.cpus.iter().enumerate() {
             let placement = Placement { cpu: Some(*cpu), fifo: None };
             let (lane, name) = (Lane::new(backend, slots)?, format!("poller {number}"));
@@ -179,7 +183,7 @@ impl Lanes {
 
     fn bind_spare(&self, flags: u32) -> Result<()> {
         let event = self.spare_source.event.as_fd().as_raw_fd();
-        self.accepting.vm.fd().irqfd(event, gsi(self.vectors), flags, None)
+        self.accepting.vm.kvm()?.fd().irqfd(event, gsi(self.vectors), flags, None)
     }
 
     /// Slots are taken in order, so slot `v` is vector `v`.
@@ -243,6 +247,7 @@ impl Way for Lanes {
                     .remedy("a CPU that is not starved; this may be a bug, too"));
             };
             taken.samples.extend_from_slice(&figures.samples);
+            self.injected.add(&figures);
             taken.outcome += figures.total();
             taken.lost += figures.lost;
             if let Some(gaps) = &figures.gaps {
@@ -279,6 +284,10 @@ impl Way for Lanes {
         warnings
     }
 
+    fn coalesced(&self) -> Option<u64> {
+        self.accepting.coalesced(self.injected)
+    }
+
     fn stop(mut self: Box<Self>) -> Result<()> {
         // A parked poller takes no commands, and detaching needs it.
         self.unpark();
@@ -286,8 +295,11 @@ impl Way for Lanes {
             self.interrupts.detach(id);
         }
         for poller in self.pollers.drain(..) {
-            poller.stop()?;
+            self.injected.add(&poller.stop()?);
         }
-        Ok(())
+        for slot in 0..self.accepting.vectors {
+            self.injected += self.interrupts.slow_path(slot);
+        }
+        self.accepting.check(self.injected)
     }
 }

@@ -1,17 +1,23 @@
-//! The ways on real KVM, signalled by hand.
+//! The ways, signalled by hand, on each accelerator.
 
 use super::{Config, Path, Trigger, Way, start};
 use crate::measure::histogram;
 use crate::measure::matching::Matching;
 use crate::rounds::pause;
+use pollvisor::accel::Accelerator;
 use pollvisor::clock::Clock;
 use pollvisor::pin::available;
 use std::time::{Duration, Instant};
 
 /// A way with so many pollers, all on one CPU: how they share it is not what is asked.
-fn way(path: Path, vectors: usize, producers: usize, pollers: usize) -> (Box<dyn Way>, Vec<Trigger>) {
+fn way(
+    accelerator: Accelerator,
+    path: Path,
+    (vectors, producers, pollers): (usize, usize, usize),
+) -> (Box<dyn Way>, Vec<Trigger>) {
     let cpu = available().pop().unwrap();
     let config = Config {
+        accelerator,
         path,
         vectors,
         producers,
@@ -35,11 +41,9 @@ fn settle(way: &mut dyn Way, matching: &mut Matching) {
     matching.check().unwrap();
 }
 
-#[test]
-#[ignore = "needs /dev/kvm; where it is, .ci/run runs the ignored ones"]
-fn several_pollers_share_the_vectors_of_several_producers() {
+fn several_pollers_share(accelerator: Accelerator) {
     for path in [Path::PolledEventfd, Path::PolledDoorbell, Path::BlockingEpoll] {
-        let (mut way, mut triggers) = way(path, 6, 3, 2);
+        let (mut way, mut triggers) = way(accelerator, path, (6, 3, 2));
         let mut matching = Matching::new(Clock::calibrate().unwrap(), 6, false).unwrap();
         for round in 0..40 {
             for trigger in &mut triggers {
@@ -61,11 +65,9 @@ fn several_pollers_share_the_vectors_of_several_producers() {
     }
 }
 
-#[test]
-#[ignore = "needs /dev/kvm; where it is, .ci/run runs the ignored ones"]
-fn a_poller_that_stalls_shows_in_every_signal_that_was_due_meanwhile() {
+fn a_stall_shows(accelerator: Accelerator) {
     const STALL: std::ops::Range<u64> = 100..200;
-    let (mut way, mut triggers) = way(Path::PolledEventfd, 1, 1, 1);
+    let (mut way, mut triggers) = way(accelerator, Path::PolledEventfd, (1, 1, 1));
     let clock = Clock::calibrate().unwrap();
     let (mut matching, mut gaps) = (Matching::new(clock, 1, false).unwrap(), histogram().unwrap());
     let (began, step) = (clock.now(), clock.cycles(Duration::from_millis(1)));
@@ -89,4 +91,51 @@ fn a_poller_that_stalls_shows_in_every_signal_that_was_due_meanwhile() {
     assert!(matching.ledger.merged >= 95, "{:?}", matching.ledger);
     assert!((1..=10).contains(&long(&found.uncorrected)), "{}", long(&found.uncorrected));
     way.stop().unwrap();
+}
+
+/// Signals in turn, each accepted when the call returns, and the LAPICs' account at the end.
+fn a_producer_injects_by_itself(accelerator: Accelerator) {
+    const ROUNDS: u64 = 300;
+    let (mut way, mut triggers) = way(accelerator, Path::Direct, (300, 2, 1));
+    let mut matching = Matching::new(Clock::calibrate().unwrap(), 300, true).unwrap();
+    for _ in 0..ROUNDS {
+        for trigger in &mut triggers {
+            matching.sent(&[trigger.signal(None).unwrap()]);
+        }
+    }
+    settle(&mut *way, &mut matching);
+    assert_eq!((matching.ledger.sent, matching.ledger.delivered), (2 * ROUNDS, 2 * ROUNDS));
+    assert_eq!(matching.found.accepted.len(), 2 * ROUNDS);
+    for vector in 0..300 {
+        assert!(way.is_requested(vector).unwrap(), "vector {vector}");
+    }
+    // Twice each, and nobody takes the first.
+    let told = (accelerator == Accelerator::Software).then_some(ROUNDS);
+    assert_eq!(way.coalesced(), told);
+    way.stop().unwrap();
+}
+
+macro_rules! on_each_accelerator {
+    ($($test:ident => $body:path;)+) => {
+        mod software {
+            $(#[test]
+            fn $test() {
+                $body(pollvisor::accel::Accelerator::Software);
+            })+
+        }
+
+        mod kvm {
+            $(#[test]
+            #[ignore = "needs /dev/kvm; where it is, .ci/run runs the ignored ones"]
+            fn $test() {
+                $body(pollvisor::accel::Accelerator::Kvm);
+            })+
+        }
+    };
+}
+
+on_each_accelerator! {
+    several_pollers_share_the_vectors_of_several_producers => super::several_pollers_share;
+    a_poller_that_stalls_shows_in_every_signal_that_was_due_meanwhile => super::a_stall_shows;
+    a_producer_that_injects_by_itself_is_told_what_became_of_it => super::a_producer_injects_by_itself;
 }

@@ -1,6 +1,8 @@
-//! The ways from a signal to the in-kernel LAPIC, ours and the rivals', behind one face. No vCPU runs: its LAPIC accepts.
+//! The ways from a signal to a LAPIC, ours and the rivals', behind one face. No vCPU runs: its LAPIC accepts.
 
+mod accepting;
 mod device;
+mod direct;
 mod irqfd;
 mod lanes;
 #[cfg(test)]
@@ -15,6 +17,7 @@ pub use trigger::Trigger;
 
 use crate::measure::matching::Taken;
 use clap::ValueEnum;
+use pollvisor::accel::Accelerator;
 use pollvisor::clock::Clock;
 use pollvisor::error::{Error, Result};
 use pollvisor::flight::Flight;
@@ -31,6 +34,8 @@ use std::sync::Arc;
 pub enum Path {
     /// In the kernel, inside the producer's write
     Irqfd,
+    /// By the producer's own thread: the floor that a poller is compared with
+    Direct,
     /// A poller, eventfds by AIO
     PolledEventfd,
     /// A poller, doorbells in shared memory
@@ -40,26 +45,60 @@ pub enum Path {
     EpollWait0,
     /// Our thread that sleeps in epoll_wait
     BlockingEpoll,
-    /// rust-vmm's event-manager, KVM_SIGNAL_MSI in its subscriber
+    /// rust-vmm's event-manager, the injection in its subscriber
     EventManager,
-    /// tokio's AsyncFd, one task a vector, KVM_SIGNAL_MSI in it
+    /// tokio's AsyncFd, one task a vector, the injection in it
     Tokio,
-    /// io_uring's multishot poll, KVM_SIGNAL_MSI at its completions
+    /// io_uring's multishot poll, the injection at its completions
     IoUring,
 }
 
 impl Path {
     /// Those of this project, and the kernel's.
-    pub const OWN: [Self; 5] =
-        [Self::Irqfd, Self::PolledEventfd, Self::PolledDoorbell, Self::EpollWait0, Self::BlockingEpoll];
+    pub const OWN: [Self; 6] = [
+        Self::Irqfd,
+        Self::Direct,
+        Self::PolledEventfd,
+        Self::PolledDoorbell,
+        Self::EpollWait0,
+        Self::BlockingEpoll,
+    ];
     /// Those that other VMMs are made of.
     pub const RIVALS: [Self; 3] = [Self::EventManager, Self::Tokio, Self::IoUring];
 
-    /// Its name in results.
+    /// Its name in results: of the software machine's figures one that nobody takes for KVM's.
+    #[must_use]
+    pub fn name(self, accelerator: Accelerator) -> String {
+        match accelerator {
+            Accelerator::Kvm => self.key().into(),
+            Accelerator::Software => format!("software_{}", self.key()),
+        }
+    }
+
+    /// Whether it can be had there.
+    #[must_use]
+    pub const fn is_on(self, accelerator: Accelerator) -> bool {
+        !matches!((self, accelerator), (Self::Irqfd, Accelerator::Software))
+    }
+
+    /// That it can be had there.
+    ///
+    /// # Errors
+    /// Why it cannot, and what to do.
+    pub fn must_be_on(self, accelerator: Accelerator) -> Result<()> {
+        if self.is_on(accelerator) {
+            return Ok(());
+        }
+        let what = format!("--path {} needs KVM: the software machine has no in-kernel irqfd", self.key());
+        Err(Error::new(what).remedy("another --path, or --accel kvm"))
+    }
+
+    /// As the command line has it.
     #[must_use]
     pub const fn key(self) -> &'static str {
         match self {
             Self::Irqfd => "irqfd",
+            Self::Direct => "direct",
             Self::PolledEventfd => "polled_eventfd",
             Self::PolledDoorbell => "polled_doorbell",
             Self::EpollWait0 => "epoll_wait_0",
@@ -79,7 +118,13 @@ impl Path {
     /// Whether what signals is an eventfd.
     #[must_use]
     pub const fn is_by_eventfd(self) -> bool {
-        !matches!(self, Self::PolledDoorbell)
+        !matches!(self, Self::PolledDoorbell | Self::Direct)
+    }
+
+    /// Whether the interrupt is injected inside the producer's signal.
+    #[must_use]
+    pub const fn is_by_producer(self) -> bool {
+        matches!(self, Self::Irqfd | Self::Direct)
     }
 
     /// Whether it never sleeps.
@@ -92,6 +137,8 @@ impl Path {
 /// What to set up.
 #[derive(Debug, Clone)]
 pub struct Config {
+    /// What takes the interrupts.
+    pub accelerator: Accelerator,
     /// Which way.
     pub path: Path,
     /// Vectors.
@@ -141,7 +188,7 @@ pub trait Way {
     /// # Errors
     /// When it does not answer, or ended by itself.
     fn take(&mut self) -> Result<Taken>;
-    /// Whether a vector waits in its LAPIC, asked of the kernel.
+    /// Whether a vector waits in its LAPIC.
     ///
     /// # Errors
     /// The kernel's.
@@ -160,10 +207,14 @@ pub trait Way {
     fn left_over(&self, _vector: usize) -> u64 {
         0
     }
+    /// Interrupts so far whose vector the LAPIC had requested already; `None` where it does not tell.
+    fn coalesced(&self) -> Option<u64> {
+        None
+    }
     /// Takes it down.
     ///
     /// # Errors
-    /// The mistake of a thread that ended by itself.
+    /// The mistake of a thread that ended by itself; a software LAPIC's account that is not exact.
     fn stop(self: Box<Self>) -> Result<()>;
 }
 
@@ -196,9 +247,11 @@ pub fn start(config: &Config, clock: Clock) -> Result<(Box<dyn Way>, Vec<Trigger
     if pollers > 1 && !config.path.has_pollers() {
         return Err(Error::new(format!("--pollers {pollers}: {} has none", config.path.key())));
     }
+    config.path.must_be_on(config.accelerator)?;
     pollvisor::sys::sched::raise_open_files();
     match config.path {
         Path::Irqfd => irqfd::start(config, clock),
+        Path::Direct => direct::start(config, clock),
         path if path.has_pollers() => {
             let (lanes, triggers) = Lanes::start(config, 0, clock)?;
             Ok((Box::new(lanes), triggers))

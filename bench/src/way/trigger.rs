@@ -2,12 +2,16 @@
 
 use super::Device;
 use crate::measure::matching::Sent;
+use pollvisor::accel::Injector;
 use pollvisor::clock::Clock;
 use pollvisor::error::{Error, Result};
 use pollvisor::source::MAX_REGIONS;
 use pollvisor::sys::doorbell::{Producer, Region};
 use pollvisor::sys::fd::EventFd;
+use pollvisor_core::inject::{Accepted, Inject};
+use pollvisor_core::route::Msi;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Each has a doorbell region on every poller.
 pub const MAX_PRODUCERS: usize = MAX_REGIONS;
@@ -19,6 +23,38 @@ enum Kind {
     Bells(Vec<Producer>, Vec<(usize, usize)>),
     /// By VFIO's loopback.
     Device(Arc<Device>),
+    /// Injected by the producer itself.
+    Direct {
+        inject: Arc<Injector>,
+        messages: Vec<Msi>,
+        told: Arc<Told>,
+    },
+}
+
+/// What one producer was told of the interrupts that it injected. It alone writes.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct Told {
+    accepted: AtomicU64,
+    coalesced: AtomicU64,
+}
+
+impl Told {
+    /// How many were accepted.
+    pub fn accepted(&self) -> u64 {
+        self.accepted.load(Ordering::Relaxed)
+    }
+
+    /// How many of these were requested already.
+    pub fn coalesced(&self) -> u64 {
+        self.coalesced.load(Ordering::Relaxed)
+    }
+
+    /// Relaxed: figures, read when the producer is done; its thread is joined, or is the reader's.
+    fn add(&self, accepted: Accepted) {
+        self.accepted.store(self.accepted() + 1, Ordering::Relaxed);
+        self.coalesced.store(self.coalesced() + u64::from(accepted.coalesced), Ordering::Relaxed);
+    }
 }
 
 /// One producer's vectors, and how they are signalled.
@@ -61,6 +97,23 @@ pub fn fired(clock: Clock, device: &Arc<Device>, vectors: usize, producers: usiz
         Trigger { clock, kind: Kind::Device(device.clone()), vectors, next: 0 }
     };
     (0..producers).map(trigger).collect()
+}
+
+/// Producers that inject themselves; and what each is told.
+pub fn direct(
+    clock: Clock,
+    inject: &Arc<Injector>,
+    messages: &[Msi],
+    producers: usize,
+) -> (Vec<Trigger>, Vec<Arc<Told>>) {
+    let trigger = |producer| {
+        let vectors = vectors_of(producer, producers, messages.len());
+        let told = Arc::new(Told::default());
+        let messages = vectors.iter().map(|vector| messages[*vector]).collect();
+        let kind = Kind::Direct { inject: inject.clone(), messages, told: told.clone() };
+        (Trigger { clock, kind, vectors, next: 0 }, told)
+    };
+    (0..producers).map(trigger).unzip()
 }
 
 /// A vector's bell: its poller, region and number in it.
@@ -125,6 +178,16 @@ impl Trigger {
                 let (poller, bell) = places[at];
                 let made = self.clock.now();
                 producers[poller].ring(bell, made);
+                made
+            }
+            Kind::Direct { inject, messages, told } => {
+                let made = self.clock.now();
+                match inject.msi(&messages[at]) {
+                    Ok(accepted) => told.add(accepted),
+                    Err(error) => {
+                        return Err(Error::new(format!("injecting vector {}: {error:?}", self.vectors[at])));
+                    }
+                }
                 made
             }
             Kind::Device(device) => {

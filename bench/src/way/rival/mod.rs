@@ -1,23 +1,22 @@
-//! What other VMMs are made of: an event loop of somebody else's crate that sleeps, and `KVM_SIGNAL_MSI` by kvm-ioctls.
-//! The VM is kvm-ioctls' own, with LAPICs that are set up as ours. Its thread is on the poller's CPU.
+//! What other VMMs are made of: an event loop of somebody else's crate that sleeps. VM and injection are the same as ours, so
+//! that the loops are compared. Its thread is on the poller's CPU.
 
 mod event_manager;
 mod tokio;
 mod uring;
 
-use super::{Config, Path, Trigger, Way, message, target};
+use super::accepting::{Accepting, Injected};
+use super::{Config, Path, Trigger, Way, message};
 use crate::measure::matching::Taken;
-use kvm_bindings as kb;
-use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use pollvisor::accel::Injector;
 use pollvisor::clock::Clock;
 use pollvisor::error::{Error, Result};
 use pollvisor::pin::Placement;
 use pollvisor::record::Sample;
-use pollvisor::session::vcpus_for;
 use pollvisor::sys::{fd::EventFd, sched};
-use pollvisor::vm::{EOI_GSI, EOI_GSIS, requested};
-use pollvisor_core::inject::Accepted;
+use pollvisor_core::inject::Inject;
 use pollvisor_core::irqfd::Outcome;
+use pollvisor_core::route::Msi;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
@@ -25,8 +24,8 @@ use std::thread::JoinHandle;
 /// What the loop's thread and whoever asks it share.
 struct Shared {
     clock: Clock,
-    vm: VmFd,
-    messages: Vec<kb::kvm_msi>,
+    inject: Injector,
+    messages: Vec<Msi>,
     events: Vec<Arc<EventFd>>,
     /// Ends the loop.
     stop: AtomicBool,
@@ -43,9 +42,9 @@ impl Shared {
         if signals == 0 {
             return false;
         }
-        let accepted = self.vm.signal_msi(self.messages[vector]).is_ok_and(|accepted| accepted > 0);
+        let accepted = self.inject.msi(&self.messages[vector]).ok();
         let injected = self.clock.now();
-        let outcome = Outcome::of(signals, accepted.then(Accepted::default));
+        let outcome = Outcome::of(signals, accepted);
         let mut taken = self.taken();
         taken.outcome += outcome;
         if taken.samples.len() < self.room {
@@ -69,22 +68,18 @@ struct Rival {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<Result<()>>>,
     thread_id: u32,
-    vcpus: Vec<VcpuFd>,
+    accepting: Accepting,
+    injected: Injected,
     lacking: Vec<String>,
 }
 
 pub fn start(config: &Config, clock: Clock) -> Result<(Box<dyn Way>, Vec<Trigger>)> {
-    let (vm, vcpus) = vm(config.vectors)?;
+    let accepting = Accepting::new(config.accelerator, config.vectors)?;
     let (events, triggers) = config.events(clock)?;
-    let message = |vector| {
-        let msi = message(vector, config.vectors);
-        let (address_lo, address_hi, data) = (msi.address_lo, msi.address_hi, msi.data);
-        kb::kvm_msi { address_lo, address_hi, data, ..Default::default() }
-    };
     let shared = Arc::new(Shared {
         clock,
-        vm,
-        messages: (0..config.vectors).map(message).collect(),
+        inject: accepting.vm.injector()?,
+        messages: (0..config.vectors).map(|vector| message(vector, config.vectors)).collect(),
         events,
         stop: AtomicBool::new(false),
         wake: Arc::new(EventFd::new()?),
@@ -119,57 +114,9 @@ pub fn start(config: &Config, clock: Clock) -> Result<(Box<dyn Way>, Vec<Trigger
         Ok(placed) => placed?,
         Err(_) => return Err(Error::new(format!("{who} ended before it began"))),
     };
-    let way = Rival { shared, thread: Some(thread), thread_id, vcpus, lacking };
+    let injected = Injected::default();
+    let way = Rival { shared, thread: Some(thread), thread_id, accepting, injected, lacking };
     Ok((Box::new(way), triggers))
-}
-
-fn failed(what: &str) -> impl Fn(kvm_ioctls::Error) -> Error + '_ {
-    move |error| Error::os(format!("{what} (kvm-ioctls)"), &std::io::Error::from_raw_os_error(error.errno()))
-}
-
-/// The same VM as `pollvisor::vm` makes, by kvm-ioctls.
-fn vm(vectors: usize) -> Result<(VmFd, Vec<VcpuFd>)> {
-    const TSS: usize = 0xfffb_d000;
-    let kvm = Kvm::new().map_err(failed("opening /dev/kvm"))?;
-    let vm = kvm.create_vm().map_err(failed("making a VM"))?;
-    vm.set_tss_address(TSS).map_err(failed("KVM_SET_TSS_ADDR"))?;
-    let api = kb::KVM_X2APIC_API_USE_32BIT_IDS | kb::KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK;
-    for (cap, value) in [(kb::KVM_CAP_SPLIT_IRQCHIP, EOI_GSI + EOI_GSIS), (kb::KVM_CAP_X2APIC_API, api)] {
-        let cap = kb::kvm_enable_cap { cap, args: [value.into(), 0, 0, 0], ..Default::default() };
-        vm.enable_cap(&cap).map_err(failed("KVM_ENABLE_CAP"))?;
-    }
-    let cpuid =
-        kvm.get_supported_cpuid(kb::KVM_MAX_CPUID_ENTRIES).map_err(failed("KVM_GET_SUPPORTED_CPUID"))?;
-    let vcpus = (0..vcpus_for(vectors)).map(|id| vcpu(&vm, id, &cpuid)).collect::<Result<_>>()?;
-    Ok((vm, vcpus))
-}
-
-fn vcpu(vm: &VmFd, id: u32, cpuid: &kb::CpuId) -> Result<VcpuFd> {
-    const X2APIC: u32 = 1 << 21;
-    const APIC_ENABLED_X2APIC: u64 = 1 << 11 | 1 << 10;
-    const SPURIOUS: usize = 0xf0;
-    const SOFTWARE_ENABLED: u32 = 1 << 8;
-    let vcpu = vm.create_vcpu(id.into()).map_err(failed("KVM_CREATE_VCPU"))?;
-    let mut cpuid = cpuid.clone();
-    for entry in cpuid.as_mut_slice() {
-        match entry.function {
-            1 => {
-                entry.ebx = entry.ebx & 0x00ff_ffff | id << 24;
-                entry.ecx |= X2APIC;
-            }
-            0xb | 0x1f => entry.edx = id,
-            _ => {}
-        }
-    }
-    vcpu.set_cpuid2(&cpuid).map_err(failed("KVM_SET_CPUID2"))?;
-    let mut sregs = vcpu.get_sregs().map_err(failed("KVM_GET_SREGS"))?;
-    sregs.apic_base |= APIC_ENABLED_X2APIC;
-    vcpu.set_sregs(&sregs).map_err(failed("KVM_SET_SREGS"))?;
-    let mut lapic = vcpu.get_lapic().map_err(failed("KVM_GET_LAPIC"))?;
-    let spurious = (SOFTWARE_ENABLED | 0xff).to_le_bytes().map(u8::cast_signed);
-    lapic.regs[SPURIOUS..SPURIOUS + 4].copy_from_slice(&spurious);
-    vcpu.set_lapic(&lapic).map_err(failed("KVM_SET_LAPIC"))?;
-    Ok(vcpu)
 }
 
 impl Rival {
@@ -188,14 +135,13 @@ impl Way for Rival {
             return Err(Error::new("a rival's thread ended by itself"));
         }
         let empty = Taken { samples: Vec::with_capacity(self.shared.room), ..Taken::default() };
-        Ok(std::mem::replace(&mut *self.shared.taken(), empty))
+        let taken = std::mem::replace(&mut *self.shared.taken(), empty);
+        self.injected += taken.outcome;
+        Ok(taken)
     }
 
     fn is_requested(&self, vector: usize) -> Result<bool> {
-        let (vcpu, idt) = target(vector, self.shared.events.len());
-        let fd = self.vcpus.get(vcpu.0 as usize).ok_or_else(|| Error::new("no such vCPU"))?;
-        let lapic = fd.get_lapic().map_err(failed("KVM_GET_LAPIC"))?;
-        Ok(requested(&lapic.regs.map(i8::cast_unsigned), idt))
+        self.accepting.is_requested(vector)
     }
 
     fn threads(&self) -> Vec<u32> {
@@ -206,8 +152,15 @@ impl Way for Rival {
         self.lacking.clone()
     }
 
+    fn coalesced(&self) -> Option<u64> {
+        self.accepting.coalesced(self.injected)
+    }
+
     fn stop(mut self: Box<Self>) -> Result<()> {
-        self.end()
+        self.end()?;
+        let taken = std::mem::take(&mut *self.shared.taken());
+        self.injected += taken.outcome;
+        self.accepting.check(self.injected)
     }
 }
 
