@@ -7,6 +7,26 @@
 //! What other threads touch is in [`crate::sync::PostedVcpu`]: a descriptor that they post to, and the address word, which
 //! this side publishes. Everything here is `&mut self` of the thread that runs the vCPU.
 //!
+//! # Where the manuals are open: as KVM
+//! - What the IRR holds is still taken while the APIC is software-disabled.
+//! - Of equal classes in service and in the TPR, the PPR shows the TPR.
+//! - Lowest priority is by (vector mod number of APICs), not by priority.
+//! - An APIC whose ID has more than 8 bits is found by all of them in xAPIC mode too, or nobody could start it.
+//!
+//! # Different from KVM, on purpose
+//! - A vector below 16 is accepted by nobody, and not sent by the ICR. Errors are in the ESR, and an interrupt if the guest
+//!   wants it.
+//! - x2APIC: reserved bits fault, in TPR, SVR, LVT and divide register too, and so does an EOI other than 0. Lowest priority
+//!   is not sent (ESR bit 4). In xAPIC mode the ID is read-only.
+//! - IPIs are edges, whatever the ICR says. An MSI that deasserts a level is nobody's.
+//! - Of a logical destination's members, those that do not exist or are disabled do not count for lowest priority.
+//! - A level posted together with an edge of its vector wins; the last one does in KVM.
+//! - Switching the APIC off resets its registers and discards what waits.
+//! - The timer's expiry is lost while its entry is masked. Late periods are one interrupt and keep their phase.
+//!
+//! # Not there
+//! LVT CMCI, SMI, ExtINT, fixed levels by LINT0 and LINT1, the arbitration priority and remote read registers (0).
+//!
 //! Sources: Intel SDM 3A, the APIC chapter; Linux `arch/x86/kvm/lapic.c`.
 
 mod access;

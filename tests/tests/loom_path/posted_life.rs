@@ -1,15 +1,17 @@
 //! The descriptor against everything that ends or changes a vCPU, L6 and L8 to L10: parking, switching the APIC off, INIT,
 //! and an irqfd's end.
 
-use crate::posted_twin::{Futex, Vcpu};
+use crate::posted_twin::{Futex, ID, Vcpu};
 use crate::spawn;
 use pollvisor_core::ids::Trigger::Edge;
+use pollvisor_core::inject::{Accepted, Inject, InjectError, LineSource};
 use pollvisor_core::lapic::{
     self, Delivery, Destination, Event, Interrupt, Lapic, Mode, Request, Role, Time,
 };
-use pollvisor_core::prim::{AtomicBool, AtomicU32, Mutation, Ordering, planted, spin_loop};
-use pollvisor_core::sync::Grace;
-use pollvisor_tests::model::{check, check_broken};
+use pollvisor_core::poll::Poller;
+use pollvisor_core::prim::{AtomicU32, Mutation, Ordering, planted};
+use pollvisor_core::route::{Chip, Msi, RawRoute};
+use pollvisor_tests::model::{GSI, Hook, World, check, check_broken};
 use std::sync::Arc;
 
 const VECTOR: u8 = 0x21;
@@ -96,7 +98,7 @@ fn switching() {
         let send = |id| lapic::deliver(vcpus, &fixed(Destination::Physical(id)), |_| vcpu.futex.wake());
         assert_eq!(send(0xff), Delivery::Blocked, "by an address that never was");
         for _ in 0..2 {
-            if let Delivery::Accepted { coalesced, .. } = send(0) {
+            if let Delivery::Accepted { coalesced, .. } = send(ID) {
                 count.fetch_add(1, Ordering::SeqCst);
                 vcpu.coalesced.fetch_add(coalesced.into(), Ordering::SeqCst);
             }
@@ -105,7 +107,7 @@ fn switching() {
     let disabled = lapic.write_msr(&vcpu.shared, SVR, 0xff, Time::default());
     assert!(disabled.is_ok());
     if planted(Mutation::AddressInTwo) {
-        let mut half = Lapic::new(0, Role::Bsp);
+        let mut half = Lapic::new(ID, Role::Bsp);
         half.set_up(&vcpu.shared, Mode::XApic, true);
     }
     let off = lapic.write_msr(&vcpu.shared, lapic::MSR_APIC_BASE, 0, Time::default());
@@ -165,32 +167,46 @@ fn an_init_that_keeps_the_pir_lets_it_through() {
     check_broken(Mutation::InitKeepsPir, 3, init);
 }
 
-struct Ending {
+/// A VM with one irqfd, whose messages are posted to one vCPU.
+struct Posting {
+    world: World<1>,
     vcpu: Vcpu,
-    grace: Grace,
-    active: AtomicBool,
 }
 
-/// L10. A poller's pass against an irqfd's shutdown: once the grace period is over, a harvest has all it ever posted.
+impl Inject for Posting {
+    fn msi(&self, msi: &Msi) -> Result<Accepted, InjectError> {
+        let vcpus = core::slice::from_ref(&self.vcpu.shared);
+        match lapic::deliver_msi(vcpus, msi, |_| self.vcpu.futex.wake()) {
+            Delivery::Accepted { apics, coalesced } => Ok(Accepted { coalesced: apics == coalesced }),
+            Delivery::Blocked => Err(InjectError::Blocked),
+        }
+    }
+
+    fn pin(&self, _: Chip, _: u32, _: bool, _: LineSource) -> Result<(), InjectError> {
+        Err(InjectError::Blocked)
+    }
+}
+
+/// L10. A poller's pass against an irqfd's shutdown: once that returned, a harvest has all that was ever posted for it. What
+/// the deferred worker delivers meanwhile, the world has.
 fn ending() {
     let (vcpu, mut lapic) = Vcpu::new();
-    let world = Arc::new(Ending { vcpu, grace: Grace::new(), active: AtomicBool::new(true) });
-    let poller = spawn(&world, |world| {
-        let mut reader = world.grace.register().unwrap();
-        for _ in 0..2 {
-            reader.online();
-            if world.active.load(Ordering::Relaxed) {
-                world.vcpu.post(VECTOR, Edge);
-            }
-            reader.tick();
-        }
+    let posting = Posting { world: World::new(Hook::Level), vcpu };
+    let fixed = [RawRoute::msi(GSI, Msi::fixed(ID, VECTOR))];
+    posting.world.irqfds.set_routes(&posting.world, 0, &fixed).expect("a good table");
+    let id = posting.world.assign();
+    let posting = Arc::new(posting);
+    posting.world.fd.signal();
+    let poller = spawn(&posting, |posting| {
+        let mut poller = Poller::new(&posting.world.irqfds).expect("a seat");
+        poller.pass(&mut &posting.world.fd, posting, &mut &posting.world.ledger);
     });
-    world.active.store(false, Ordering::Relaxed);
-    world.grace.synchronize(spin_loop);
-    world.vcpu.harvest(&mut lapic);
-    let _taken = lapic.take();
+    assert!(posting.world.irqfds.deassign_id(&posting.world, id));
+    posting.vcpu.harvest(&mut lapic);
+    let taken = u64::from(lapic.take().is_some());
     poller.join().unwrap();
-    assert_eq!(lapic.pending(&world.vcpu.shared), 0, "a post after the shutdown");
+    assert_eq!(lapic.pending(&posting.vcpu.shared), 0, "a post after the shutdown");
+    posting.vcpu.assert_ledger(&lapic, taken);
 }
 
 #[test]

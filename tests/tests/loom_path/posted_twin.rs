@@ -7,6 +7,9 @@ use pollvisor_core::lapic::{Eoi, Lapic, Mode, Role};
 use pollvisor_core::prim::{AtomicU32, AtomicU64, Mutation, Ordering, planted};
 use pollvisor_core::sync::{Harvest, Idle, Posted, PostedVcpu};
 
+/// The APIC's ID, which is the vector of the world's only route: the world wants them to be one.
+pub const ID: u32 = 0x21;
+
 const ON: u32 = 1;
 
 /// A futex: who waits compares and goes to sleep as one step, as the kernel's lock around it has it.
@@ -50,7 +53,7 @@ pub struct Vcpu {
 impl Vcpu {
     /// With an owner that takes interrupts.
     pub fn new() -> (Self, Lapic) {
-        let mut lapic = Lapic::new(0, Role::Bsp);
+        let mut lapic = Lapic::new(ID, Role::Bsp);
         let shared = lapic.posted_vcpu();
         lapic.set_up(&shared, Mode::X2Apic, true);
         let vcpu = Self {

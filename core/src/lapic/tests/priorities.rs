@@ -170,3 +170,14 @@ fn b30_a_parked_vcpu_keeps_what_is_posted_and_wakes_for_nothing() {
     assert_eq!(m.lapic().counts().taken, 1);
     assert!(!m.lapics[0].is_requested(&m.vcpus[0], 0x41));
 }
+
+#[test]
+fn requests_that_are_discarded_are_counted_and_leave_what_is_in_service() {
+    let mut m = Machine::x2apic(1);
+    m.serve(&[0x52]);
+    assert_eq!((m.msi(0, 0x41), m.post(&fixed(Destination::Physical(0), 0x42))), (ONE, ONE));
+    m.lapics[0].discard_requests(&m.vcpus[0]);
+    assert_eq!((m.lapics[0].pending(&m.vcpus[0]), m.lapic().counts().discarded), (0, 2));
+    assert_eq!(m.lapic().eoi(), eoi(0x52, false));
+    assert_eq!(m.take_all(), []);
+}
