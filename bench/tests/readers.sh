@@ -40,7 +40,8 @@ fi
 
 export READERS_PYTHON=$venv/bin/python READERS_CHROMIUM=chromium READERS_JAR=$jar
 [[ $READERS_PYTHON = /* ]] || READERS_PYTHON=$PWD/$READERS_PYTHON
-cargo test -p pollvisor-bench --lib output::readers -- --ignored --nocapture || exit 1
+# Of the whole workspace, as the other tests have built it.
+cargo test --workspace --lib output::readers -- --ignored --nocapture || exit 1
 if [ $# -gt 0 ]; then
     shopt -s nullglob
     documents=("$1"/*.json)

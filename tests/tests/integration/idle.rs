@@ -95,8 +95,14 @@ fn an_idle_poller_makes_no_system_call(accel: Accel) {
     let before = watched.passes();
     let idle = count(thread, Duration::from_secs(1));
     let passes = watched.passes() - before;
+    // KVM_SIGNAL_MSI, read, io_submit: the counter counts. A store has no call to inject.
+    let least = 2 + usize::from(accel == Accel::Kvm);
     watched.say("signal");
-    let busy = count(thread, Duration::from_millis(300));
+    let (began, mut busy) = (Instant::now(), 0);
+    while busy < least && began.elapsed() < Duration::from_secs(30) {
+        busy += count(thread, Duration::from_millis(50));
+    }
+    busy += count(thread, Duration::from_millis(100));
     let Watched { mut child, input, output: _open } = watched;
     drop(input);
     // Its last calls, until it is gone; then the process itself.
@@ -111,7 +117,5 @@ fn an_idle_poller_makes_no_system_call(accel: Accel) {
     assert_eq!((stopped, idle), (0, 0));
     // One that has no CPU, or sleeps, makes no call either.
     assert!(passes >= 1000, "{passes} passes in a second: it did not run");
-    // KVM_SIGNAL_MSI, read, io_submit: the counter counts. A store has no call to inject.
-    let inject = usize::from(accel == Accel::Kvm);
-    assert!((2 + inject..=5 + inject).contains(&busy), "{busy}");
+    assert!((least..=least + 3).contains(&busy), "{busy}");
 }
