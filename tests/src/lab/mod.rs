@@ -45,7 +45,7 @@ pub enum Need {
     Linux,
     /// The benchmark's command.
     Benchmark,
-    /// The integration tests' binary.
+    /// The tests' binaries.
     Integration,
     /// QEMU, to be run in the lab.
     Qemu,
@@ -71,7 +71,7 @@ impl Need {
             Self::NoIommu => "an IOMMU that is off",
             Self::Linux => "a kernel to boot",
             Self::Benchmark => "./pollvisor-bench",
-            Self::Integration => "./integration",
+            Self::Integration => "./tests-of-integration",
             Self::Qemu => "QEMU in the lab",
             Self::Monitor => "the emulator's monitor",
         }

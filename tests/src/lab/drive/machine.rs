@@ -2,6 +2,7 @@
 
 use super::Lab;
 use super::boot::{Boot, boot};
+use crate::lab::scenarios::kvm;
 use crate::lab::{Need, Scenario, linux};
 use pollvisor::error::{Error, Result};
 use std::path::{Path, PathBuf};
@@ -77,7 +78,7 @@ impl Machine {
             machine.files.push(beside("pollvisor-bench")?);
         }
         if needs(Need::Integration) {
-            machine.files.push(integration(&machine.folder)?);
+            machine.files.extend(test_binaries(&machine.folder)?);
         }
         if needs(Need::Linux) {
             let kernel = cache.join("kernel").join(&options.kernel);
@@ -153,29 +154,32 @@ fn programs() -> Result<Vec<PathBuf>> {
     ["lab", "pollvisor"].into_iter().map(beside).collect()
 }
 
-/// The integration tests as `cargo test --workspace` builds them, without what only a debugger wants, in `folder`.
-fn integration(folder: &Path) -> Result<PathBuf> {
-    const NAME: &str = "integration";
+/// The tests' binaries as `cargo test --workspace` builds them, without what only a debugger wants, in `folder`.
+fn test_binaries(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut command = cargo();
-    command.args([
-        "test",
-        "--workspace",
-        "--test",
-        NAME,
-        "--no-run",
-        "--message-format=json-render-diagnostics",
-    ]);
+    command.args(["test", "--workspace", "--lib", "--test", "integration", "--no-run"]);
+    command.arg("--message-format=json-render-diagnostics");
     let output =
         command.stderr(Stdio::inherit()).output().map_err(|e| Error::os(format!("{command:?}"), &e))?;
     let messages = serde_json::Deserializer::from_slice(&output.stdout).into_iter::<serde_json::Value>();
-    let built = messages
+    let built: Vec<(String, PathBuf)> = messages
         .map_while(std::result::Result::ok)
-        .filter(|message| message["target"]["name"] == NAME)
-        .find_map(|message| message["executable"].as_str().map(PathBuf::from))
-        .ok_or_else(|| Error::new(format!("{command:?}: {}", output.status)))?;
-    let file = folder.join(NAME);
-    run(Command::new("strip").arg("-o").arg(&file).arg(&built))?;
-    Ok(file)
+        .filter_map(|message| {
+            let name = message["target"]["name"].as_str()?;
+            Some((name.to_owned(), message["executable"].as_str()?.into()))
+        })
+        .collect();
+    let stripped = |name: &&str| {
+        let (_, built) = built
+            .iter()
+            .find(|(other, _)| other == name)
+            .ok_or_else(|| Error::new(format!("{command:?}: {}, without {name}", output.status)))?;
+        // Without that `pollvisor` would be the command's.
+        let file = folder.join(format!("{}{name}", kvm::TESTS_OF));
+        run(Command::new("strip").arg("-o").arg(&file).arg(built))?;
+        Ok(file)
+    };
+    kvm::BINARIES.iter().map(stripped).collect()
 }
 
 fn lab(script: &Path) -> Command {

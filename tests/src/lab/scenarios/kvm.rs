@@ -1,11 +1,16 @@
 //! The integration tests that need KVM, in the lab's: a machine without `/dev/kvm` proves so, slowly, what one with it proves.
 //!
-//! `tests/lab/run` brings the tests' binary. Each scenario is a part of it by the names of its tests; the first has what no
+//! `tests/lab/run` brings the tests' binaries. Each scenario is a part of them by the names of its tests; the first has what no
 //! other names, so that a new module is not forgotten.
 
 use crate::lab::{Context, Need, Scenario};
 use pollvisor::error::{Error, Result};
 use std::process::{Command, Stdio};
+
+/// What each of [`BINARIES`] is called here, before its own name.
+pub const TESTS_OF: &str = "tests-of-";
+/// The tests of both commands together, and those of their inner parts.
+pub const BINARIES: [&str; 3] = ["integration", "pollvisor", "pollvisor_bench"];
 
 const NEEDS: &[Need] = &[Need::Kvm, Need::Integration, Need::Benchmark, Need::Igb];
 
@@ -39,25 +44,40 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "kvm: the command, by each delivery", needs: NEEDS, run: |c| pass(c, COMMAND, &[]) },
     Scenario { name: "kvm: the benchmark, and its rivals", needs: NEEDS, run: |c| pass(c, BENCHMARK, &[]) },
     Scenario { name: "kvm: a function of the host's", needs: NEEDS, run: |c| pass(c, DEVICES, &[]) },
+    Scenario { name: "kvm: inner parts", needs: NEEDS, run: inner },
 ];
 
-/// Runs the tests named so, without those named `skipped`. None may be ignored: the lab has all that they need.
+/// Runs the tests named so, without those named `skipped`.
 fn pass(context: &mut Context, named: &[&str], skipped: &[&str]) -> Result<()> {
-    let mut command = Command::new("./integration");
-    command.args(named).args(skipped.iter().flat_map(|name| ["--skip", name]));
+    let skipped: Vec<&str> = skipped.iter().flat_map(|name| ["--skip", name]).collect();
+    run(context, "integration", &[named, &skipped].concat())
+}
+
+/// The unit tests that their runner ignores, as not every machine has what they need. Not those that read what other programs
+/// make of our files.
+fn inner(context: &mut Context) -> Result<()> {
+    let arguments = ["--ignored", "--test-threads", "1", "--skip", "output::readers"];
+    run(context, "pollvisor", &arguments)?;
+    run(context, "pollvisor_bench", &arguments)
+}
+
+/// Runs tests of a binary. None may be ignored: the lab has all that they need.
+fn run(context: &mut Context, binary: &str, arguments: &[&str]) -> Result<()> {
+    let mut command = Command::new(format!("./{TESTS_OF}{binary}"));
+    command.args(arguments);
     command.env("POLLVISOR_REQUIRE", "kvm,cpus,ptrace,lab,rivals").env("POLLVISOR_BIN_DIR", ".");
     command.env("POLLVISOR_DEVICE", context.address(Need::Igb)?.to_string());
     let output = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output();
-    let output = output.map_err(|e| Error::os("running ./integration", &e))?;
+    let output = output.map_err(|e| Error::os(format!("running the tests of {binary}"), &e))?;
     let text = String::from_utf8_lossy(&output.stdout);
     text.lines().filter(|line| !line.is_empty()).for_each(|line| context.note(line));
     let [passed, failed, ignored] = totals(&text)
-        .ok_or_else(|| Error::new(format!("./integration: {}, without a result", output.status)))?;
+        .ok_or_else(|| Error::new(format!("the tests of {binary}: {}, without a result", output.status)))?;
     if !output.status.success() || failed + ignored > 0 {
         return Err(Error::new(format!("{passed} tests passed, {failed} failed, {ignored} were ignored")));
     }
     if passed == 0 {
-        return Err(Error::new(format!("no test is named {}", named.join(" or "))));
+        return Err(Error::new(format!("{binary} has no test for {arguments:?}")));
     }
     Ok(())
 }
