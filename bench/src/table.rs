@@ -45,7 +45,7 @@ fn noise(path: &PathResult) -> [String; 3] {
 pub fn ratios(paths: &[PathResult]) -> Table {
     let has_irqfd = paths.iter().any(|path| path.ratio_to_irqfd.is_some());
     let ratios: &[&str] =
-        if has_irqfd { &["× irqfd", "95 %", "× direct", "95 %"] } else { &["× direct", "95 %"] };
+        if has_irqfd { &["× irqfd", "95 %", "× direct"] } else { &["× direct", "95 %"] };
     let header = ["path", "vectors", "p50 µs", "p99", "p99.9", "producer p50"];
     let mut table = table(&[&header[..], ratios, &NOISE].concat());
     let cells = |ratio: Option<f64>, ci: Option<[f64; 2]>| {
@@ -68,7 +68,7 @@ pub fn ratios(paths: &[PathResult]) -> Table {
             ]
             .into_iter()
             .chain(irqfd.into_iter().filter(|_| has_irqfd))
-            .chain(direct)
+            .chain(direct.into_iter().take(if has_irqfd { 1 } else { 2 }))
             .chain(noise(path)),
         );
     }
