@@ -260,8 +260,11 @@ impl Posted {
         }
     }
 
-    /// Takes everything out of the maps and drops it; how many interrupts that was. Events stay. The owner's thread only.
+    /// Takes everything out of the maps and drops it; how many interrupts that was. Events stay, but for the note of an
+    /// illegal vector: it is about an interrupt. The owner's thread only.
     pub fn discard(&self) -> u32 {
+        // Relaxed: nobody acts on it either.
+        self.edge.control.fetch_and(!ILLEGAL, Ordering::Relaxed);
         // Relaxed: nobody acts on what is dropped. ON stays, so a post behind this is harvested.
         let maps = self.edge.pir.iter().chain(&self.level.pir);
         maps.map(|word| word.swap(0, Ordering::Relaxed).count_ones()).sum()
