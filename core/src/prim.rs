@@ -162,6 +162,12 @@ pub enum Mutation {
     WakeAlways,
     /// `posted`: a harvest clears the request to park.
     HarvestClearsStop,
+    /// `posted`: an NMI, INIT or SIPI is announced without a Release.
+    AnnounceRelaxed,
+    /// `posted`: a request to park, and its end, are made without a Release.
+    StopRelaxed,
+    /// `posted`: a request to park leaves the wake to the sender that was told to.
+    StopTrustsOn,
     /// `lapic`: vectors that are in the IRR already are not counted.
     CountNotIrr,
     /// `lapic`: an edge posted with a level of its vector takes the level's place.

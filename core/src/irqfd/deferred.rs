@@ -20,6 +20,8 @@ pub struct Outcome {
     pub dropped: u64,
     /// Interrupts, spurious ones too, whose vector the LAPIC had requested already, where it tells.
     pub coalesced: u64,
+    /// Interrupts a LAPIC accepted without a signal.
+    pub spurious: u64,
 }
 
 impl Outcome {
@@ -32,8 +34,9 @@ impl Outcome {
                 merged: signals.saturating_sub(1),
                 dropped: 0,
                 coalesced: coalesced as u64,
+                spurious: if signals > 0 { 0 } else { 1 },
             },
-            None => Self { delivered: 0, merged: 0, dropped: signals, coalesced: 0 },
+            None => Self { delivered: 0, merged: 0, dropped: signals, coalesced: 0, spurious: 0 },
         }
     }
 
@@ -45,6 +48,7 @@ impl Outcome {
             merged: self.merged - before.merged,
             dropped: self.dropped - before.dropped,
             coalesced: self.coalesced - before.coalesced,
+            spurious: self.spurious - before.spurious,
         }
     }
 
@@ -61,6 +65,7 @@ impl core::ops::AddAssign for Outcome {
         self.merged += other.merged;
         self.dropped += other.dropped;
         self.coalesced += other.coalesced;
+        self.spurious += other.spurious;
     }
 }
 

@@ -265,3 +265,14 @@ fn every_state_and_event() {
         }
     }
 }
+
+#[test]
+fn an_interrupt_without_a_signal_is_spurious_where_a_lapic_took_it() {
+    let taken = Some(Accepted { coalesced: true });
+    assert_eq!(Outcome::of(0, taken), Outcome { spurious: 1, coalesced: 1, ..Outcome::default() });
+    assert_eq!(Outcome::of(0, None), Outcome::default());
+    assert_eq!(
+        Outcome::of(3, taken),
+        Outcome { delivered: 1, merged: 2, coalesced: 1, ..Outcome::default() }
+    );
+}

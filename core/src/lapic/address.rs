@@ -43,6 +43,12 @@ impl Address {
         Self::new(id, Mode::XApic, false, 0, u32::MAX)
     }
 
+    /// As of an APIC that is switched off, or not there yet: it takes nothing, no NMI, INIT or SIPI either.
+    #[must_use]
+    pub const fn off(id: u32) -> Self {
+        Self::new(id, Mode::Off, false, 0, u32::MAX)
+    }
+
     /// By the registers as xAPIC mode has them; in x2APIC mode the logical ID follows from the ID, and `ldr` and `dfr` are
     /// not looked at.
     #[must_use]

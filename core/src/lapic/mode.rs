@@ -152,7 +152,7 @@ impl Lapic {
             self.waits_for_sipi = false;
             self.startup = Some(vector);
         }
-        if events.illegal_vector() && !events.init() {
+        if events.illegal_vector() && !events.init() && self.mode != Mode::Off {
             self.error(RECEIVED_ILLEGAL);
         }
     }

@@ -216,7 +216,9 @@ impl Posted {
         loop {
             let next = seen & !clear | set | ON;
             // Release: pairs with the Acquire in `harvest`, for what the sender did before.
-            match self.edge.control.compare_exchange_weak(seen, next, Ordering::Release, Ordering::Relaxed) {
+            let order =
+                if planted(Mutation::AnnounceRelaxed) { Ordering::Relaxed } else { Ordering::Release };
+            match self.edge.control.compare_exchange_weak(seen, next, order, Ordering::Relaxed) {
                 Ok(old) => return self.wake_after(old),
                 Err(now) => seen = now,
             }
@@ -260,8 +262,11 @@ impl Posted {
         }
     }
 
-    /// Takes everything out of the maps and drops it; how many interrupts that was. Events stay. The owner's thread only.
+    /// Takes everything out of the maps and drops it; how many interrupts that was. Events stay, but for the note of an
+    /// illegal vector: it is about an interrupt. The owner's thread only.
     pub fn discard(&self) -> u32 {
+        // Relaxed: nobody acts on it either.
+        self.edge.control.fetch_and(!ILLEGAL, Ordering::Relaxed);
         // Relaxed: nobody acts on what is dropped. ON stays, so a post behind this is harvested.
         let maps = self.edge.pir.iter().chain(&self.level.pir);
         maps.map(|word| word.swap(0, Ordering::Relaxed).count_ones()).sum()
@@ -285,15 +290,18 @@ impl Posted {
     /// nobody; they are found after [`unstop`](Self::unstop).
     pub fn stop(&self) -> Option<Wake<'_>> {
         // Release: pairs with the Acquire in `parking`.
-        let old = self.edge.control.fetch_or(STOP, Ordering::Release);
+        let order = if planted(Mutation::StopRelaxed) { Ordering::Relaxed } else { Ordering::Release };
+        let old = self.edge.control.fetch_or(STOP, order);
         // Also over ON: the post that was told to wake may not have come to it.
-        (old & SLEEP != 0).then_some(Wake { word: &self.edge.control })
+        let others = old & ON != 0 && planted(Mutation::StopTrustsOn);
+        (old & SLEEP != 0 && !others).then_some(Wake { word: &self.edge.control })
     }
 
     /// Lets the owner run again. The wake is for an owner that waits in the kernel for [`parking`](Self::parking) to end.
     pub fn unstop(&self) -> Wake<'_> {
         // Release: pairs with the Acquire in `parking`.
-        self.edge.control.fetch_and(!STOP, Ordering::Release);
+        let order = if planted(Mutation::StopRelaxed) { Ordering::Relaxed } else { Ordering::Release };
+        self.edge.control.fetch_and(!STOP, order);
         Wake { word: &self.edge.control }
     }
 

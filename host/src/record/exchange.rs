@@ -40,8 +40,18 @@ impl Exchange {
 
     /// The poller's side: the answer.
     pub(super) fn answer(&self, full: Box<Figures>) {
-        // The last answer was taken before this was asked, so there is room.
-        let _room = self.full.push(full);
+        // An answer that came too late for who asked is still there: the next one takes both.
+        if let Err(newer) = self.full.push(full) {
+            let both = match self.full.pop() {
+                Some(mut older) => {
+                    older.add(&newer);
+                    older
+                }
+                None => newer,
+            };
+            // Nobody else answers, so there is room.
+            let _room = self.full.push(both);
+        }
     }
 
     /// The answer, once it is there.

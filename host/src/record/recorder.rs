@@ -75,10 +75,16 @@ impl Recorder {
         self.last_idle = 0;
     }
 
-    /// The thread ends: what it has.
+    /// The thread ends: what it has, and what nobody fetched.
     #[must_use]
     pub fn finish(self) -> Figures {
-        *self.figures
+        match self.exchange.take() {
+            Some(mut all) => {
+                all.add(&self.figures);
+                *all
+            }
+            None => *self.figures,
+        }
     }
 
     fn note_gap(&mut self) {
@@ -145,7 +151,8 @@ impl Observer for Recorder {
             *ledger += outcome;
         }
         if drained.signals == 0 {
-            self.figures.spurious += 1;
+            // Nothing was injected for a source that is gone, nor where no LAPIC took it.
+            self.figures.spurious += outcome.spurious;
             return;
         }
         if self.figures.samples.capacity() > 0 {
@@ -179,10 +186,11 @@ impl Observer for Recorder {
 mod tests {
     use super::*;
     use pollvisor_core::ids::{Generation, SourceId};
+    use pollvisor_core::inject::Accepted;
 
     fn deliver(recorder: &mut Recorder, signals: u64) {
         let fired = Fired { id: SourceId { index: 3, generation: Generation(0) }, token: 0, hang_up: false };
-        let outcome = Outcome { delivered: signals.min(1), ..Outcome::default() };
+        let outcome = Outcome::of(signals, Some(Accepted::default()));
         recorder.delivered(&fired, 2000, 3500, Drained { signals, stamp: 1000 }, outcome);
     }
 
@@ -209,6 +217,41 @@ mod tests {
         std::thread::sleep(nap);
         let taken = longest(&swap(&mut recorder, figures()));
         assert!(taken.is_some_and(|ns| ns >= 4_000_000), "{taken:?}");
+    }
+
+    /// What LAPICs counted is compared with it: an event for which nothing was injected is not in it.
+    #[test]
+    fn only_what_a_lapic_accepted_is_spurious() {
+        let wake = || Arc::new(EventFd::new().expect("an eventfd"));
+        let figures = || Figures::new(&[], 4, false);
+        let mut recorder =
+            Recorder::new(Clock::from_khz(1_000_000), Accelerator::Software, figures(), (wake(), wake()));
+        deliver(&mut recorder, 0);
+        let gone = Fired { id: SourceId { index: 3, generation: Generation(0) }, token: 0, hang_up: false };
+        recorder.delivered(&gone, 2000, 2000, Drained::default(), Outcome::default());
+        recorder.delivered(&gone, 2000, 3500, Drained::default(), Outcome::of(0, None));
+        assert_eq!(swap(&mut recorder, figures()).spurious, 1);
+    }
+
+    /// Who asked for figures may have given up before they came: nothing of them is lost.
+    #[test]
+    fn an_answer_that_came_too_late_is_in_the_next() {
+        let wake = || Arc::new(EventFd::new().expect("an eventfd"));
+        let figures = || Figures::new(&[], 4, false);
+        let mut recorder =
+            Recorder::new(Clock::from_khz(1_000_000), Accelerator::Software, figures(), (wake(), wake()));
+        let exchange = recorder.exchange().clone();
+        for _ in 0..2 {
+            deliver(&mut recorder, 1);
+            assert!(exchange.ask(Box::new(figures())));
+            recorder.turn();
+        }
+        assert_eq!(exchange.take().expect("an answer").total().delivered, 2);
+        assert!(exchange.take().is_none());
+        deliver(&mut recorder, 1);
+        assert!(exchange.ask(Box::new(figures())));
+        recorder.turn();
+        assert_eq!(recorder.finish().total().delivered, 1, "nor at the end");
     }
 
     #[test]

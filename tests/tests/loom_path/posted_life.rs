@@ -81,6 +81,124 @@ fn a_harvest_that_clears_stop_does_not_park() {
     check_broken(Mutation::HarvestClearsStop, 3, parking);
 }
 
+struct Told {
+    vcpu: Vcpu,
+    /// What the other side wrote before it asked.
+    written: AtomicU32,
+}
+
+impl Told {
+    fn new() -> (Arc<Self>, Lapic) {
+        let (vcpu, lapic) = Vcpu::new();
+        (Arc::new(Self { vcpu, written: AtomicU32::new(0) }), lapic)
+    }
+
+    fn wake(&self, owed: bool) {
+        if owed {
+            self.vcpu.futex.wake();
+        }
+    }
+
+    fn assert_written(&self) {
+        assert_eq!(self.written.load(Ordering::Relaxed), 1, "not what was written before");
+    }
+}
+
+/// L6 and L11. Parking depends on no sender: this one stops before the wake that it was told to make.
+fn stopping() {
+    let (world, mut lapic) = Told::new();
+    let stuck = spawn(&world, |world| {
+        let _never_woken = world.vcpu.posted().post(VECTOR, Edge);
+    });
+    let control = spawn(&world, |world| {
+        world.written.store(1, Ordering::Relaxed);
+        world.wake(world.vcpu.posted().stop().is_some());
+    });
+    while world.vcpu.posted().parking().is_none() {
+        world.vcpu.harvest(&mut lapic);
+        if lapic.take().is_some() {
+            let _end = lapic.eoi();
+        }
+        world.vcpu.halt();
+    }
+    world.assert_written();
+    stuck.join().unwrap();
+    control.join().unwrap();
+}
+
+#[test]
+fn a_request_to_park_needs_no_sender() {
+    check(3, stopping);
+}
+
+#[test]
+#[should_panic(expected = "deadlock")]
+fn a_request_to_park_that_leaves_the_wake_to_a_sender_is_not_heard() {
+    check_broken(Mutation::StopTrustsOn, 3, stopping);
+}
+
+#[test]
+#[should_panic(expected = "not what was written before")]
+fn a_request_to_park_without_release_tells_nothing() {
+    check_broken(Mutation::StopRelaxed, 3, stopping);
+}
+
+/// L6. Who is unparked sees what was done meanwhile.
+fn unparking() {
+    let (world, _lapic) = Told::new();
+    let _awake = world.vcpu.posted().stop();
+    let control = spawn(&world, |world| {
+        world.written.store(1, Ordering::Relaxed);
+        let _wake = world.vcpu.posted().unstop();
+        world.wake(true);
+    });
+    while let Some(expect) = world.vcpu.posted().parking() {
+        world.vcpu.futex.wait(world.vcpu.posted().word(), expect);
+    }
+    world.assert_written();
+    control.join().unwrap();
+}
+
+#[test]
+fn who_is_unparked_sees_what_was_done() {
+    check(3, unparking);
+}
+
+#[test]
+#[should_panic(expected = "not what was written before")]
+fn unparking_without_release_tells_nothing() {
+    check_broken(Mutation::StopRelaxed, 3, unparking);
+}
+
+/// L2, of events: a processor that is told to start, or to handle an NMI, finds what its sender prepared.
+fn telling() {
+    let (world, mut lapic) = Told::new();
+    let sender = spawn(&world, |world| {
+        world.written.store(1, Ordering::Relaxed);
+        world.wake(world.vcpu.posted().post_nmi().is_some());
+    });
+    loop {
+        world.vcpu.harvest(&mut lapic);
+        if lapic.event() == Some(Event::Nmi) {
+            break;
+        }
+        world.vcpu.halt();
+    }
+    world.assert_written();
+    sender.join().unwrap();
+}
+
+#[test]
+fn an_event_brings_what_its_sender_prepared() {
+    check(3, telling);
+}
+
+#[test]
+#[should_panic(expected = "not what was written before")]
+fn an_event_without_release_brings_nothing() {
+    check_broken(Mutation::AnnounceRelaxed, 3, telling);
+}
+
 fn fixed(destination: Destination) -> Interrupt {
     let request = Request::Vector { vector: VECTOR, trigger: Edge };
     Interrupt { destination, lowest_priority: false, request }

@@ -237,7 +237,7 @@ impl Apic {
             self.waits = false;
             self.events.push(Event::Startup { vector });
         }
-        if illegal && !init {
+        if illegal && !init && self.form != Form::Off {
             self.error(6);
         }
         if !init && self.form != Form::Off {

@@ -215,6 +215,7 @@ impl Apic {
             (_, Form::Off) => {
                 self.reset();
                 (self.posted_edge, self.posted_level) = Default::default();
+                self.posted_illegal = false;
             }
         }
         self.form = to;

@@ -122,3 +122,16 @@ fn what_an_msi_asks_for() {
     assert_eq!(of(0x0500), Some(Request::Init));
     assert_eq!([0x200, 0x300, 0x600, 0x700].map(of), [None; 4]);
 }
+
+#[test]
+fn an_apic_that_is_not_there_takes_nothing() {
+    let vcpus = [PostedVcpu::new(Address::off(0).bits())];
+    let vector = Request::Vector { vector: 0x41, trigger: Trigger::Edge };
+    for request in [vector, Request::Nmi, Request::Init, Request::Sipi(0x9a)] {
+        for destination in [Destination::Physical(0), Destination::Logical(1), Destination::All] {
+            let delivery = deliver(&vcpus, &event(destination, request), |_| {});
+            assert_eq!(delivery, Delivery::Blocked, "{request:?} to {destination:?}");
+        }
+    }
+    assert_eq!(vcpus[0].posted().harvest(), None);
+}

@@ -141,3 +141,14 @@ fn a_reset_forgets_everything_but_the_counts() {
     assert_eq!(Address::of(&m.vcpus[1]), Address::reset(1));
     assert_eq!(m.vcpus[1].posted().harvest(), None);
 }
+
+/// An error that was on its way when the guest switched its APIC off: off resets the registers, the hidden word of errors too.
+#[test]
+fn an_error_posted_before_off_is_not_there_after() {
+    let mut m = Machine::x2apic(1);
+    assert_eq!(m.post(&fixed(Destination::Physical(0), 15)), Delivery::Blocked);
+    assert_eq!(m.wrmsr(0, 0x1b, 0xfee0_0000), Ok(Written::Nothing));
+    m.harvest();
+    assert_eq!(m.wrmsr(0, 0x1b, 0xfee0_0800), Ok(Written::Nothing));
+    assert_eq!(m.latched_esr(), 0);
+}

@@ -18,7 +18,7 @@ pub use vcpu::{LapicCounts, Vcpu};
 use crate::error::{Error, Result};
 use crate::guest::MAX_VCPUS;
 use pollvisor_core::ids::VcpuId;
-use pollvisor_core::lapic::{Lapic, Role};
+use pollvisor_core::lapic::Address;
 use pollvisor_core::sync::PostedVcpu;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -42,7 +42,7 @@ impl SoftwareVm {
         }
         let created = Mutex::new(vec![false; vcpus as usize]);
         // Switched off until its vCPU is made: a LAPIC that is not there accepts nothing.
-        let posted = |id| Lapic::new(id, Role::Ap).posted_vcpu();
+        let posted = |id| PostedVcpu::new(Address::off(id).bits());
         Ok(Self { vcpus: (0..vcpus).map(posted).collect(), created })
     }
 
@@ -87,6 +87,8 @@ mod tests {
         assert!(SoftwareVm::new(0).is_err() && SoftwareVm::new(MAX_VCPUS + 1).is_err());
         let (posting, to) = (vm.posting(), Msi::fixed(1, VECTOR));
         assert_eq!(posting.msi(&to), Err(InjectError::Blocked), "its LAPIC is not there");
+        const NMI: u32 = 4 << 8;
+        assert_eq!(posting.msi(&Msi { data: NMI, ..to }), Err(InjectError::Blocked), "for an NMI neither");
         let vcpu = vm.create_vcpu(VcpuId(1)).expect("a vCPU");
         assert!(vm.create_vcpu(VcpuId(1)).expect_err("twice").to_string().contains("EEXIST"));
         assert!(vm.create_vcpu(VcpuId(2)).expect_err("beyond").to_string().contains("EINVAL"));
