@@ -158,6 +158,18 @@ fn threads(process: &str) {
     }
 }
 
+/// The processes of a group; its number is its first one's.
+fn group(leader: u32) -> Vec<String> {
+    let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let names = all.filter_map(|entry| entry.file_name().into_string().ok());
+    let of = |name: &String| {
+        let stat = std::fs::read_to_string(format!("/proc/{name}/stat")).unwrap_or_default();
+        // Behind the name: state, parent, group.
+        stat.rsplit(") ").next().and_then(|rest| rest.split(' ').nth(2)) == Some(&leader.to_string())
+    };
+    names.filter(|name| name.bytes().all(|byte| byte.is_ascii_digit())).filter(of).collect()
+}
+
 fn apart(scenario: &Scenario, limit: Duration) -> Verdict {
     watch(scenario, limit).unwrap_or_else(|error| Verdict::Failed(format!("not run: {error}")))
 }
@@ -180,7 +192,7 @@ fn watch(scenario: &Scenario, limit: Duration) -> Result<Verdict> {
         match child.try_wait().map_err(broken)? {
             Some(status) => break Some(status),
             None if began.elapsed() > limit => {
-                threads(&child.id().to_string());
+                group(child.id()).iter().for_each(|process| threads(process));
                 astray = if has_own_guest(scenario) { trace::astray() } else { None };
                 break None;
             }

@@ -5,6 +5,7 @@
 
 use crate::lab::{Context, Need, Scenario};
 use pollvisor::error::{Error, Result};
+use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
 /// What each of [`BINARIES`] is called here, before its own name.
@@ -67,13 +68,22 @@ fn run(context: &mut Context, binary: &str, arguments: &[&str]) -> Result<()> {
     command.args(arguments);
     command.env("POLLVISOR_REQUIRE", "kvm,cpus,ptrace,lab,rivals").env("POLLVISOR_BIN_DIR", ".");
     command.env("POLLVISOR_DEVICE", context.address(Need::Igb)?.to_string());
-    let output = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output();
-    let output = output.map_err(|e| Error::os(format!("running the tests of {binary}"), &e))?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    text.lines().filter(|line| !line.is_empty()).for_each(|line| context.note(line));
+    let broken = |e| Error::os(format!("running the tests of {binary}"), &e);
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().map_err(broken)?;
+    let mut text = String::new();
+    // As it comes: one that hangs has said which test it is in.
+    for line in child.stdout.take().into_iter().flat_map(|output| BufReader::new(output).lines()) {
+        let line = line.map_err(broken)?;
+        if !line.is_empty() {
+            context.note(&line);
+        }
+        text.push_str(&line);
+        text.push('\n');
+    }
+    let status = child.wait().map_err(broken)?;
     let [passed, failed, ignored] = totals(&text)
-        .ok_or_else(|| Error::new(format!("the tests of {binary}: {}, without a result", output.status)))?;
-    if !output.status.success() || failed + ignored > 0 {
+        .ok_or_else(|| Error::new(format!("the tests of {binary}: {status}, without a result")))?;
+    if !status.success() || failed + ignored > 0 {
         return Err(Error::new(format!("{passed} tests passed, {failed} failed, {ignored} were ignored")));
     }
     if passed == 0 {
