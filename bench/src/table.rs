@@ -44,8 +44,7 @@ fn noise(path: &PathResult) -> [String; 3] {
 /// Side by side: ratios to the in-kernel irqfd, where there is one, and to the producer that injects itself.
 pub fn ratios(paths: &[PathResult]) -> Table {
     let has_irqfd = paths.iter().any(|path| path.ratio_to_irqfd.is_some());
-    let ratios: &[&str] =
-        if has_irqfd { &["× irqfd", "95 %", "× direct"] } else { &["× direct", "95 %"] };
+    let ratios: &[&str] = if has_irqfd { &["× irqfd", "95 %", "× direct"] } else { &["× direct", "95 %"] };
     let header = ["path", "vectors", "p50 µs", "p99", "p99.9", "producer p50"];
     let mut table = table(&[&header[..], ratios, &NOISE].concat());
     let cells = |ratio: Option<f64>, ci: Option<[f64; 2]>| {

@@ -27,8 +27,6 @@ pub mod session;
 pub mod source;
 #[allow(unsafe_code, reason = "the one floor of system calls and shared memory")]
 pub mod sys;
-pub mod vcpu;
-pub mod vm;
 mod workers;
 
 pub use error::{Error, Result};

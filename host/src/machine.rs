@@ -53,7 +53,9 @@ impl Machine {
             source: String::new(),
             pinned: false,
             locked: false,
-            halt_poll_ns: (accelerator == Accelerator::Kvm).then(crate::vm::host_halt_poll_ns).flatten(),
+            halt_poll_ns: (accelerator == Accelerator::Kvm)
+                .then(crate::accel::kvm::host_halt_poll_ns)
+                .flatten(),
             vfio: vfio::describe(),
             warnings: Vec::new(),
         }

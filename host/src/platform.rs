@@ -6,6 +6,9 @@
 //! INTx of slot n is pin 16 + n mod 8 of the I/O APIC.
 
 use crate::accel::Injector;
+use crate::accel::VmConfig;
+use crate::accel::kvm::Exits;
+use crate::accel::kvm::{KvmInject, Vm, pin_routes};
 use crate::bus::{Buses, Device};
 use crate::chips::{IOAPIC_BASE, IoapicDevice, KernelTable, Routes, SplitIoapic};
 use crate::clock::Clock;
@@ -14,8 +17,6 @@ use crate::guest::Bare;
 use crate::interrupts::{Interrupts, Running};
 use crate::pci::{ECAM_SIZE, RootBus, Windows};
 use crate::sys::kvm::{Exit, VcpuFd, VmFd};
-use crate::vcpu::Exits;
-use crate::vm::{KvmInject, Vm, VmConfig, pin_routes};
 use pollvisor_core::ids::VcpuId;
 use pollvisor_core::route::Irqchip;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

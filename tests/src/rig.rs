@@ -1,12 +1,12 @@
 //! Fixtures of the interrupt path: guests whose LAPICs only accept, by each accelerator, on whatever CPUs the machine has.
 
 use pollvisor::accel::{Accelerator, Vm};
+use pollvisor::accel::{Idle, VmConfig};
 use pollvisor::clock::Clock;
 use pollvisor::pin::{Placement, available};
 use pollvisor::record::Figures;
 use pollvisor::session::{Delivery, Session, SessionConfig, Signaller, Signals};
 use pollvisor::source::Backend;
-use pollvisor::vm::{Idle, VmConfig};
 use pollvisor_core::irqfd::Outcome;
 use std::time::{Duration, Instant};
 

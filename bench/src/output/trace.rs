@@ -189,7 +189,7 @@ mod tests {
     #[ignore = "needs /dev/kvm; where it is, .ci/run runs the ignored ones"]
     fn a_real_pollers_flight_makes_a_trace() {
         use pollvisor::session::{Delivery, Session, SessionConfig, Signals};
-        use pollvisor::{clock::Clock, pin::Placement, record::Figures, source::Backend, vm::Idle};
+        use pollvisor::{accel::Idle, clock::Clock, pin::Placement, record::Figures, source::Backend};
         let config = SessionConfig {
             accelerator: pollvisor::accel::Accelerator::Kvm,
             vectors: 8,

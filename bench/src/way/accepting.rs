@@ -2,10 +2,10 @@
 
 use super::target;
 use pollvisor::accel::{Accelerator, Vcpu, Vm};
+use pollvisor::accel::{Idle, VmConfig};
 use pollvisor::error::{Error, Result};
 use pollvisor::record::Figures;
 use pollvisor::session::vcpus_for;
-use pollvisor::vm::{Idle, VmConfig};
 use pollvisor_core::ids::VcpuId;
 use pollvisor_core::irqfd::Outcome;
 use pollvisor_core::route::Irqchip;

@@ -1,13 +1,14 @@
 //! A device that VFIO has, as a source: its vectors signal eventfds, and VFIO's loopback fires them, so that all but the
 //! hardware is measured. No guest has the device, and it reaches no memory.
 
+use pollvisor::accel::kvm::Vm;
+use pollvisor::accel::{Idle, VmConfig};
 use pollvisor::assign::{Irqs, Opener, Opening};
 use pollvisor::cli::DeviceArg;
 use pollvisor::devices::{DeviceAddress, Host};
 use pollvisor::error::{Error, Result};
 use pollvisor::pci::Bdf;
 use pollvisor::sys::fd::EventFd;
-use pollvisor::vm::{Idle, Vm, VmConfig};
 use pollvisor_core::line::{Kind, Single};
 use pollvisor_core::route::Irqchip;
 use pollvisor_core::teardown::device::Opened;

@@ -15,7 +15,7 @@ pub struct Choice {
 }
 
 /// Chooses. `auto` takes KVM where `/dev/kvm` can be opened, and falls back on the software machine where it is not there
-/// or not this user's (ENOENT, ENODEV, ENXIO, EACCES, EPERM), and for no other failure of KVM's.
+/// or not this user's (ENOENT, ENODEV, EACCES, EPERM), and for no other failure of KVM's.
 ///
 /// # Errors
 /// KVM's, when it was asked for, or fails in a way that is no absence.
@@ -34,7 +34,7 @@ pub fn choose(wish: AccelArg) -> Result<Choice> {
 
 /// Whether KVM is not there, or not this user's: a machine without it, not one with a fault.
 fn is_absence(error: &Error) -> bool {
-    const ABSENT: [i32; 5] = [libc::ENOENT, libc::ENODEV, libc::ENXIO, libc::EACCES, libc::EPERM];
+    const ABSENT: [i32; 4] = [libc::ENOENT, libc::ENODEV, libc::EACCES, libc::EPERM];
     error.errno().is_some_and(|errno| ABSENT.contains(&errno))
 }
 
@@ -72,10 +72,10 @@ mod tests {
 
     #[test]
     fn only_an_absent_kvm_is_no_kvm() {
-        for errno in [libc::ENOENT, libc::ENODEV, libc::ENXIO, libc::EACCES, libc::EPERM] {
+        for errno in [libc::ENOENT, libc::ENODEV, libc::EACCES, libc::EPERM] {
             assert!(is_absence(&failed(errno)), "{errno}");
         }
-        for errno in [libc::EBUSY, libc::EMFILE, libc::ENOMEM, libc::EIO] {
+        for errno in [libc::EBUSY, libc::ENXIO, libc::EMFILE, libc::ENOMEM, libc::EIO] {
             assert!(!is_absence(&failed(errno)), "{errno}");
         }
         assert!(!is_absence(&Error::new("KVM has API version 11")));

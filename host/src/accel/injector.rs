@@ -2,7 +2,7 @@
 
 use super::Accelerator;
 use super::software::Posting;
-use crate::vm::KvmInject;
+use crate::accel::kvm::KvmInject;
 use pollvisor_core::inject::{Accepted, Inject, InjectError, LineSource};
 use pollvisor_core::route::{Chip, Msi};
 

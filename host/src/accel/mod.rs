@@ -11,11 +11,14 @@
 //! [`Vm::kvm`].
 
 mod choice;
+mod config;
 mod injector;
+pub mod kvm;
 pub mod software;
 mod vm;
 
 pub use choice::{Choice, choose};
+pub use config::{Idle, VmConfig};
 pub use injector::Injector;
 pub use vm::{RunningVcpu, Started, Vcpu, Vm};
 

@@ -1,13 +1,13 @@
 //! A VM and its vCPUs, of either accelerator.
 
+use super::kvm::VcpuThread;
 use super::software::{self, SoftwareVm, StandIn};
-use super::{Accelerator, Injector};
+use super::{Accelerator, Idle, Injector, VmConfig, kvm};
 use crate::error::{Error, Result};
 use crate::guest::{Bare, Guest, Role};
 use crate::pin::Placement;
 use crate::sys::kvm::VcpuFd;
-use crate::vcpu::VcpuThread;
-use crate::vm::{self, Idle, VmConfig};
+
 use pollvisor_core::ids::VcpuId;
 use std::sync::Arc;
 use vm_memory::GuestMemoryMmap;
@@ -16,7 +16,7 @@ use vm_memory::GuestMemoryMmap;
 #[derive(Debug)]
 pub enum Vm {
     /// KVM's.
-    Kvm(vm::Vm),
+    Kvm(kvm::Vm),
     /// The software machine's.
     Software(SoftwareVm),
 }
@@ -62,7 +62,7 @@ impl Vm {
         vcpus: u32,
     ) -> Result<Self> {
         match accelerator {
-            Accelerator::Kvm => vm::Vm::new(config, memory).map(Self::Kvm),
+            Accelerator::Kvm => kvm::Vm::new(config, memory).map(Self::Kvm),
             Accelerator::Software => SoftwareVm::new(vcpus).map(Self::Software),
         }
     }
@@ -80,7 +80,7 @@ impl Vm {
     ///
     /// # Errors
     /// On the software machine, which has none.
-    pub fn kvm(&self) -> Result<&vm::Vm> {
+    pub fn kvm(&self) -> Result<&kvm::Vm> {
         match self {
             Self::Kvm(vm) => Ok(vm),
             Self::Software(_) => {
@@ -119,7 +119,7 @@ impl Vcpu {
     /// The kernel's.
     pub fn is_requested(&self, vector: u8) -> Result<bool> {
         match self {
-            Self::Kvm(vcpu) => Ok(vm::requested(&vcpu.lapic()?, vector)),
+            Self::Kvm(vcpu) => Ok(kvm::requested(&vcpu.lapic()?, vector)),
             Self::Software(vcpu) => Ok(vcpu.is_requested(vector)),
         }
     }
@@ -130,7 +130,7 @@ impl Vcpu {
     /// The kernel's.
     pub fn clear_requests(&mut self) -> Result<()> {
         match self {
-            Self::Kvm(vcpu) => vm::clear_requests(vcpu),
+            Self::Kvm(vcpu) => kvm::clear_requests(vcpu),
             Self::Software(vcpu) => {
                 vcpu.clear_requests();
                 Ok(())

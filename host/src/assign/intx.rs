@@ -10,11 +10,11 @@
 //! of it; with ours, only a lane's.
 
 use super::vectors::Via;
+use crate::accel::kvm::line_of;
 use crate::error::{Error, Result};
 use crate::interrupts::{Attach, Source};
 use crate::platform::Parts;
 use crate::sys::fd::EventFd;
-use crate::vm::line_of;
 use kvm_bindings::{KVM_IRQFD_FLAG_DEASSIGN, KVM_IRQFD_FLAG_RESAMPLE};
 use pollvisor_core::ids::{Gsi, SourceId};
 use pollvisor_core::ioapic::Pin;

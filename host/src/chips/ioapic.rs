@@ -8,12 +8,12 @@
 //! Routes go to KVM before an interrupt that needs them to be ended.
 
 use super::KernelTable;
+use crate::accel::kvm::{EOI_GSI, EOI_GSIS};
 use crate::bus::Device;
 use crate::complaints::Complaints;
 use crate::error::{Error, Result};
 use crate::interrupts::Interrupts;
 use crate::sys::kvm::VmFd;
-use crate::vm::{EOI_GSI, EOI_GSIS};
 use pollvisor_core::ids::Gsi;
 use pollvisor_core::inject::{InjectError, LineSource};
 use pollvisor_core::ioapic::{Deliver, Effects, Ioapic, PINS, Pin, PinSet, Version, eoi_route};

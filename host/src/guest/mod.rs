@@ -9,10 +9,10 @@ pub mod driver;
 pub mod puppet;
 pub mod scribble;
 
+use crate::accel::kvm::Exits;
 use crate::error::{Error, Result};
 use crate::sys::guest_code::{FAULT_PORT, GATE_SIZE, GATES, NUMBER, RECORD_SIZE, RUNS, RUNS_KEPT, image};
 use crate::sys::kvm::{Exit, VcpuFd};
-use crate::vcpu::Exits;
 use kvm_bindings as kb;
 use pollvisor_core::ids::VcpuId;
 use std::sync::Arc;

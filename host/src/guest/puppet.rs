@@ -153,12 +153,13 @@ impl Guest {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::accel::kvm::Vm;
+    use crate::accel::kvm::{Exits, VcpuThread};
+    use crate::accel::{Idle, VmConfig};
     use crate::bus::{Buses, Device};
     use crate::guest::{Bare, Role};
     use crate::pin::Placement;
     use crate::sys::kvm::Exit;
-    use crate::vcpu::{Exits, VcpuThread};
-    use crate::vm::{Idle, Vm, VmConfig};
     use pollvisor_core::route::Irqchip;
 
     #[derive(Debug, Default)]

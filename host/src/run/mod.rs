@@ -15,6 +15,7 @@ mod tuning;
 pub use produce::{Produced, Progress, produce};
 pub use report::{LapicReport, Ledger, Report, StageFigures, VectorReport, microseconds};
 
+use crate::accel::Idle;
 use crate::accel::{Accelerator, Choice, choose};
 use crate::cli::{DeliveryArg, GuestArg, IdleArg, RunArgs, SourceArg};
 use crate::clock::Clock;
@@ -26,7 +27,6 @@ use crate::record::Figures;
 use crate::session::{Delivery, Session, SessionConfig, Signaller, Signals, Stopped};
 use crate::source::Backend;
 use crate::sys::sched;
-use crate::vm::Idle;
 use hlog::Hlog;
 use live::Live;
 use pollvisor_core::irqfd::Outcome;

@@ -1,6 +1,8 @@
 //! What makes a booted guest's interrupts quick: each part has its flag, `--profile low-latency` asks for all of them.
 //! What a profile asks for and cannot be had is said, with what to do; what a flag asks for has to be had.
 
+use crate::accel::Idle;
+use crate::accel::kvm::OWN_IDLE;
 use crate::boot::memory::free_huge;
 use crate::cli::{DeliveryArg, DeviceArg, MemoryArg, Profile, RunArgs};
 use crate::devices::DeviceAddress;
@@ -9,7 +11,6 @@ use crate::pin::{isolated, not_isolated};
 use crate::run::place::Places;
 use crate::sys::kvm::Kvm;
 use crate::sys::sched::may_lock;
-use crate::vm::{Idle, OWN_IDLE};
 use kvm_bindings as kb;
 use std::fs::File;
 use std::io::Write;
@@ -25,7 +26,7 @@ const DMA_LATENCY: &str = "/dev/cpu_dma_latency";
 pub(super) struct Tuning {
     /// What HLT does.
     pub idle: Idle,
-    /// As in [`VmConfig`](crate::vm::VmConfig).
+    /// As in [`VmConfig`](crate::accel::VmConfig).
     pub halt_poll_ns: Option<u32>,
     /// The guest's memory.
     pub memory: MemoryArg,

@@ -1,6 +1,8 @@
 //! What every guest with devices is made of, whatever runs in it: the machine, its devices, pollers and vCPUs, and the one
 //! order in which they go.
 
+use crate::accel::VmConfig;
+use crate::accel::kvm::{Exits, VcpuThread};
 use crate::assign::{AssignConfig, Assigned, Fleet, Via};
 use crate::cli::DeviceArg;
 use crate::clock::Clock;
@@ -12,8 +14,6 @@ use crate::poller::PollerThread;
 use crate::record::{Figures, Stage};
 use crate::source::{Backend, Lane};
 use crate::sys::kvm::VcpuFd;
-use crate::vcpu::{Exits, VcpuThread};
-use crate::vm::VmConfig;
 use pollvisor_core::teardown::vm::Running;
 use std::convert::Infallible;
 use std::sync::Arc;

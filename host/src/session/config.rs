@@ -1,12 +1,12 @@
 //! What a session of vectors is asked to be.
 
 use crate::accel::Accelerator;
+use crate::accel::Idle;
 use crate::error::{Error, Result};
 use crate::guest::{MAX_VCPUS, VECTORS_PER_VCPU};
 use crate::pin::Placement;
 use crate::record::Stage;
 use crate::source::Backend;
-use crate::vm::Idle;
 use pollvisor_core::route::MAX_ROUTES;
 
 /// What signals.

@@ -4,6 +4,7 @@
 //! 0x20 on, vCPU by vCPU.
 
 use super::Assembly;
+use crate::accel::{Idle, VmConfig};
 use crate::assign::Assigned;
 use crate::clock::Clock;
 use crate::devices::Host;
@@ -13,7 +14,6 @@ use crate::guest::puppet::{Puppet, WAKE_VECTOR};
 use crate::guest::{FIRST_VECTOR, Guest, Role};
 use crate::pin::Placement;
 use crate::source::Backend;
-use crate::vm::{Idle, VmConfig};
 use pollvisor_core::ids::VcpuId;
 use pollvisor_core::line::Kind;
 use pollvisor_core::route::Irqchip;

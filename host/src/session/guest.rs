@@ -1,6 +1,8 @@
 //! A guest that is booted: a kernel of its own on the machine, with the devices that its drivers find.
 
 use super::Assembly;
+use crate::accel::kvm::Exits;
+use crate::accel::{Idle, VmConfig};
 use crate::boot::cpuid::{self, Cpus, MAX_VCPUS};
 use crate::boot::load::{Boot, load};
 use crate::boot::{acpi, cpu, put_firmware};
@@ -14,8 +16,6 @@ use crate::record::Figures;
 use crate::source::Backend;
 use crate::sys::kvm::{Exit, Kvm, VcpuFd};
 use crate::sys::tsc;
-use crate::vcpu::Exits;
-use crate::vm::{Idle, VmConfig};
 use kvm_bindings as kb;
 use pollvisor_core::ids::VcpuId;
 use std::ops::{Deref, DerefMut};

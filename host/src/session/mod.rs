@@ -17,6 +17,7 @@ pub use signaller::Signaller;
 use config::{check, stages};
 use signaller::Kind;
 
+use crate::accel::VmConfig;
 use crate::accel::software::LapicCounts;
 use crate::accel::{Accelerator, RunningVcpu, Vcpu, Vm};
 use crate::clock::Clock;
@@ -29,7 +30,6 @@ use crate::record::{Figures, Stage};
 use crate::source::{Backend, Lane};
 use crate::sys::doorbell::{Producer, Region};
 use crate::sys::fd::EventFd;
-use crate::vm::VmConfig;
 use pollvisor_core::ids::{Gsi, SourceId, VcpuId};
 use pollvisor_core::route::{Irqchip, Msi, RawRoute};
 use std::os::fd::{AsFd, AsRawFd};

@@ -211,7 +211,7 @@ impl Kernel {
         let Some(event) = &one.sentinel else { return Ok(()) };
         event.signal(1);
         let began = Instant::now();
-        while !pollvisor::vm::requested(&one.machine.lapic()?, SENTINEL_VECTOR) {
+        while !pollvisor::accel::kvm::requested(&one.machine.lapic()?, SENTINEL_VECTOR) {
             if began.elapsed() > PATIENCE {
                 return Err(Error::new("the sentinel's interrupt did not come"));
             }

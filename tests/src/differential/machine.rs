@@ -4,9 +4,10 @@
 //! [`Machine::serve`] puts a vector in service by `KVM_SET_LAPIC`, [`Machine::end`] lets the guest end it.
 
 use kvm_bindings as kb;
+use pollvisor::accel::kvm::Vm;
+use pollvisor::accel::{Idle, VmConfig};
 use pollvisor::error::{Error, Result};
 use pollvisor::sys::kvm::{ChipBytes, Exit, Lapic, VcpuFd, chip_bytes, chip_from};
-use pollvisor::vm::{Idle, Vm, VmConfig};
 use pollvisor_core::ids::VcpuId;
 use pollvisor_core::route::Irqchip;
 use std::sync::Arc;

@@ -10,10 +10,10 @@
 use super::compare::View;
 use super::machine::Machine;
 use super::ops::{RESAMPLES, World};
+use pollvisor::accel::kvm::KvmInject;
 use pollvisor::error::{Error, Result};
 use pollvisor::source::{Backend, Command, Lane, Port};
 use pollvisor::sys::fd::EventFd;
-use pollvisor::vm::KvmInject;
 use pollvisor_core::ids::{EventKey, Gsi, SourceId};
 use pollvisor_core::inject::{Inject, LineSource};
 use pollvisor_core::irqfd::{Assign, AssignError, Bindings, Host, Irqfds, Outcome, ShutdownWorker, Slot};

@@ -74,7 +74,7 @@ pub(super) const RACES: &[Race] = &[
         what: "A lets go and reads low, B raises, A writes low: B's level is lost",
         rule: "the OR over the sources and the write of the pin are one step",
         covers: &[
-            by("both happen under one lock of the pin's", "host/src/vm.rs", "fn pin"),
+            by("both happen under one lock of the pin's", "host/src/accel/kvm/vm.rs", "fn pin"),
             by(
                 "one `&mut` step changes a source and acts on the OR",
                 "core/src/ioapic/mod.rs",

@@ -3,6 +3,8 @@
 //! not grow. `SCRIBBLE_SEED` makes a run again, `SCRIBBLE_SECONDS` a longer one.
 
 use crate::harness::tests;
+use pollvisor::accel::kvm::VcpuThread;
+use pollvisor::accel::{Idle, VmConfig};
 use pollvisor::clock::Clock;
 use pollvisor::guest::puppet::Puppet;
 use pollvisor::guest::scribble::Place;
@@ -15,8 +17,6 @@ use pollvisor::poller::PollerThread;
 use pollvisor::record::Figures;
 use pollvisor::source::{Backend, Lane};
 use pollvisor::sys::fd::EventFd;
-use pollvisor::vcpu::VcpuThread;
-use pollvisor::vm::{Idle, VmConfig};
 use pollvisor_core::ids::{Gsi, SourceId, VcpuId};
 use pollvisor_core::ioapic::Pin;
 use pollvisor_core::irqfd::Outcome;

@@ -2,6 +2,8 @@
 //! through our I/O APIC and back, by a guest that ends its interrupts itself.
 
 use crate::harness::tests;
+use pollvisor::accel::kvm::VcpuThread;
+use pollvisor::accel::{Idle, VmConfig};
 use pollvisor::chips::IOAPIC_BASE;
 use pollvisor::clock::Clock;
 use pollvisor::guest::puppet::Puppet;
@@ -13,8 +15,6 @@ use pollvisor::poller::PollerThread;
 use pollvisor::record::Figures;
 use pollvisor::source::{Backend, Lane};
 use pollvisor::sys::fd::EventFd;
-use pollvisor::vcpu::VcpuThread;
-use pollvisor::vm::{Idle, VmConfig};
 use pollvisor_core::ids::{Gsi, VcpuId};
 use pollvisor_core::ioapic::Pin;
 use pollvisor_core::route::Irqchip;

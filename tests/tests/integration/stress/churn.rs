@@ -9,6 +9,7 @@
 
 use crate::harness::tests;
 use crate::need::Need;
+use pollvisor::accel::{Idle, VmConfig};
 use pollvisor::accel::{Vcpu, Vm};
 use pollvisor::clock::Clock;
 use pollvisor::interrupts::{Interrupts, Running, Source};
@@ -17,7 +18,6 @@ use pollvisor::poller::PollerThread;
 use pollvisor::record::Figures;
 use pollvisor::source::Lane;
 use pollvisor::sys::fd::EventFd;
-use pollvisor::vm::{Idle, VmConfig};
 use pollvisor_core::ids::{Gsi, SourceId, VcpuId};
 use pollvisor_core::irqfd::Outcome;
 use pollvisor_core::route::{Irqchip, Msi, RawRoute};

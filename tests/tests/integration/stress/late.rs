@@ -2,6 +2,7 @@
 //! that is believed early leaves a poll armed behind the slot's next owner, and every signal counts twice.
 
 use crate::harness::tests;
+use pollvisor::accel::{Idle, VmConfig};
 use pollvisor::clock::Clock;
 use pollvisor::interrupts::{Interrupts, Source};
 use pollvisor::pin::Placement;
@@ -9,7 +10,6 @@ use pollvisor::poller::PollerThread;
 use pollvisor::record::Figures;
 use pollvisor::source::{Backend, Lane};
 use pollvisor::sys::fd::EventFd;
-use pollvisor::vm::{Idle, VmConfig};
 use pollvisor_core::ids::{Gsi, VcpuId};
 use pollvisor_core::irqfd::{Outcome, State};
 use pollvisor_core::route::{Irqchip, Msi, RawRoute};

@@ -1,5 +1,6 @@
 //! A VM and its virtual CPUs, set up for the interrupt path: split irqchip, x2APIC, LAPICs that accept.
 
+use crate::accel::{Idle, VmConfig};
 use crate::boot::cpuid::withdraw_invariant_tsc;
 use crate::chips::SplitIoapic;
 use crate::clock::kernel_trusts_tsc;
@@ -11,30 +12,6 @@ use pollvisor_core::inject::{Accepted, Inject, InjectError, LineSource};
 use pollvisor_core::route::{Chip, IOAPIC_PINS, Irqchip, Msi, PIC_PINS, RawRoute};
 use std::sync::{Arc, Mutex, PoisonError};
 use vm_memory::GuestMemoryMmap;
-
-/// What the guest's halts are worth.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Idle {
-    /// HLT comes back to KVM, which lets the CPU sleep.
-    Halt,
-    /// HLT stays in the guest (`KVM_X86_DISABLE_EXITS_HLT`): the CPU is the guest's.
-    HaltNoExit,
-    /// HLT, MWAIT and PAUSE stay in the guest, as far as this host can keep them there; HLT it must.
-    Own,
-    /// The guest never halts.
-    Spin,
-}
-
-/// How a VM is made.
-#[derive(Debug, Clone, Copy)]
-pub struct VmConfig {
-    /// Where the interrupt chips live.
-    pub irqchip: Irqchip,
-    /// What HLT does.
-    pub idle: Idle,
-    /// How long KVM polls before it lets a halted vCPU's CPU sleep, in nanoseconds; `None`: the host's setting.
-    pub halt_poll_ns: Option<u32>,
-}
 
 /// A VM.
 #[derive(Debug)]
