@@ -210,14 +210,17 @@ impl Posted {
         self.announce(0, ILLEGAL)
     }
 
-    /// Clears `clear`, sets `set` and `ON`, as one step. Each retry is another thread's success.
+    /// Clears `clear`, sets `set` and `ON`, as one step. Bounded where there is nothing to clear; else each retry is another
+    /// thread's success.
     fn announce(&self, clear: u32, set: u32) -> Option<Wake<'_>> {
+        // Release: pairs with the Acquire in `harvest`, for what the sender did before.
+        let order = if planted(Mutation::AnnounceRelaxed) { Ordering::Relaxed } else { Ordering::Release };
+        if clear == 0 {
+            return self.wake_after(self.edge.control.fetch_or(set | ON, order));
+        }
         let mut seen = self.edge.control.load(Ordering::Relaxed);
         loop {
             let next = seen & !clear | set | ON;
-            // Release: pairs with the Acquire in `harvest`, for what the sender did before.
-            let order =
-                if planted(Mutation::AnnounceRelaxed) { Ordering::Relaxed } else { Ordering::Release };
             match self.edge.control.compare_exchange_weak(seen, next, order, Ordering::Relaxed) {
                 Ok(old) => return self.wake_after(old),
                 Err(now) => seen = now,
