@@ -105,8 +105,17 @@ impl Lane {
     }
 
     /// Sleeps until there is an event or a command; on a lane that polls, nothing.
+    ///
+    /// ```text
+    ///  sender                          poller
+    ///  commands.push                   obey: takes some
+    ///  waiting := true                 next: wake.take()      clears the wake of commands that came since, or were too many
+    ///  wake.signal                     wait: waiting? ──► no sleep
+    /// ```
+    /// A wake that was taken was signalled after its `waiting`, so that is seen here; one that was not ends the sleep.
     pub fn wait(&mut self) {
         if self.blocking
+            && !self.port.is_called()
             && let Events::Epoll(source) = &mut self.events
         {
             source.wait();

@@ -212,6 +212,12 @@ impl Port {
         true
     }
 
+    /// Whether a command may wait.
+    pub(super) fn is_called(&self) -> bool {
+        // Relaxed: a wake's system calls are between the sender's store and this, see `Lane::wait`.
+        self.waiting.load(Ordering::Relaxed)
+    }
+
     /// The poller's: the next [`receive`](Self::receive) says that somebody called.
     pub(super) fn call_again(&self) {
         self.waiting.store(true, Ordering::Relaxed);
@@ -338,6 +344,34 @@ mod tests {
                 assert!(control.is_finished(), "{backend:?}, {generation}");
             }
         }
+    }
+
+    /// More than a pass takes, all sent before it looks: their one wake is gone with the first of them.
+    #[test]
+    fn a_poller_that_sleeps_carries_out_all_that_it_was_sent() {
+        const ALL: u32 = 40;
+        let mut lane = Lane::new(Backend::EpollBlock, ALL as usize).expect("a lane");
+        let port = lane.port().clone();
+        let ids = (0..ALL).map(|index| SourceId { index, generation: Generation(0) });
+        for id in ids.clone() {
+            let event = Arc::new(EventFd::new().expect("an eventfd"));
+            port.send(Command::Hook { id, event }, || panic!("the queue has room"));
+        }
+        let poller = std::thread::spawn(move || {
+            while (0..ALL as usize)
+                .any(|slot| lane.port().hooked[slot].load(Ordering::Acquire) == Hooked::Asked as u8)
+            {
+                lane.wait();
+                lane.obey();
+                assert_eq!(lane.next(), None);
+            }
+        });
+        let began = Instant::now();
+        while !poller.is_finished() {
+            assert!(began.elapsed() < Duration::from_secs(20), "it sleeps over its commands");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        poller.join().expect("a poller");
     }
 
     #[test]
