@@ -108,6 +108,9 @@ impl Contender {
         made.gaps.iter_mut().for_each(Histogram::reset);
         made.own_gaps.reset();
         made.way.park();
+        if made.accelerator == Accelerator::Software {
+            made.way.clear_requests()?;
+        }
         Ok(made)
     }
 
