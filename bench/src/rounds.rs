@@ -108,6 +108,9 @@ impl Contender {
         made.gaps.iter_mut().for_each(Histogram::reset);
         made.own_gaps.reset();
         made.way.park();
+        if made.accelerator == Accelerator::Software {
+            made.way.clear_requests()?;
+        }
         Ok(made)
     }
 
@@ -147,6 +150,10 @@ impl Contender {
             None => noted,
         });
         self.way.park();
+        if self.accelerator == Accelerator::Software {
+            // Each round begins alike: no vector is requested. They are counted as discarded.
+            self.way.clear_requests()?;
+        }
         self.active += began.elapsed();
         self.p50s.push(quantile(&self.matching.found.accepted, 0.5));
         self.all.take(&mut self.matching.found)
@@ -176,20 +183,28 @@ impl Contender {
     /// # Errors
     /// When a LAPIC does not have what it should.
     pub fn finish(mut self, irqfd: Option<&[f64]>, direct: Option<&[f64]>) -> Result<PathResult> {
+        // A last signal to each, to emptied LAPICs; no part of what was measured.
+        let (ledger, coalesced) = (self.matching.ledger, self.way.coalesced());
+        self.way.clear_requests()?;
+        self.way.unpark();
+        for _ in 0..self.vectors {
+            let sent = self.trigger.warm_up()?;
+            self.matching.sent(&[sent]);
+        }
+        self.settle()?;
         for vector in 0..self.vectors {
             if !self.way.is_requested(vector)? {
                 return Err(Error::new(format!("{}: no LAPIC has vector {vector}", self.name())));
             }
         }
-        let left_over = (0..self.vectors).map(|vector| self.way.left_over(vector)).sum();
-        self.matching.refused(left_over);
-        self.way.unpark();
-        let coalesced = self.way.coalesced();
+        let left_over: u64 = (0..self.vectors).map(|vector| self.way.left_over(vector)).sum();
         self.way.stop()?;
         let mut result = result((self.path, self.accelerator), self.vectors, 1, Load::Closed, &self.all);
         result.coalesced = coalesced;
         result.rounds = self.p50s.len();
-        result.ledger = self.matching.ledger;
+        result.ledger = ledger;
+        result.ledger.delivered = ledger.delivered.saturating_sub(left_over);
+        result.ledger.dropped += left_over;
         result.per_second = float(result.ledger.delivered) / self.active.as_secs_f64().max(1e-9);
         if let Some(noted) = &self.noted {
             noted.put(&mut result);

@@ -46,7 +46,10 @@ pub fn ratios(paths: &[PathResult]) -> Table {
     let has_irqfd = paths.iter().any(|path| path.ratio_to_irqfd.is_some());
     let ratios: &[&str] = if has_irqfd { &["× irqfd", "95 %", "× direct"] } else { &["× direct", "95 %"] };
     let header = ["path", "vectors", "p50 µs", "p99", "p99.9", "producer p50"];
-    let mut table = table(&[&header[..], ratios, &NOISE].concat());
+    // Where the LAPICs tell.
+    let tells = paths.iter().any(|path| path.coalesced.is_some());
+    let coalesced: &[&str] = if tells { &["coalesced"] } else { &[] };
+    let mut table = table(&[&header[..], ratios, coalesced, &NOISE].concat());
     let cells = |ratio: Option<f64>, ci: Option<[f64; 2]>| {
         [
             ratio.map_or_else(|| "-".into(), |ratio| format!("{ratio:.2}")),
@@ -68,6 +71,7 @@ pub fn ratios(paths: &[PathResult]) -> Table {
             .into_iter()
             .chain(irqfd.into_iter().filter(|_| has_irqfd))
             .chain(direct.into_iter().take(if has_irqfd { 1 } else { 2 }))
+            .chain(tells.then(|| path.coalesced.map_or_else(|| "-".into(), |count| count.to_string())))
             .chain(noise(path)),
         );
     }

@@ -59,6 +59,11 @@ impl Accepting {
         vcpu.is_requested(idt)
     }
 
+    /// See [`Way::clear_requests`](super::Way::clear_requests).
+    pub fn clear_requests(&mut self) -> Result<()> {
+        self.vcpus.iter_mut().try_for_each(Vcpu::clear_requests)
+    }
+
     /// See [`Way::coalesced`](super::Way::coalesced): what senders found requested, where LAPICs tell.
     pub fn coalesced(&self, injected: Injected) -> Option<u64> {
         (self.vm.accelerator() == Accelerator::Software).then_some(injected.coalesced)

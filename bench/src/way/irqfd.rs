@@ -42,6 +42,10 @@ impl Way for Irqfd {
         self.accepting.is_requested(vector)
     }
 
+    fn clear_requests(&mut self) -> Result<()> {
+        self.accepting.clear_requests()
+    }
+
     fn threads(&self) -> Vec<u32> {
         Vec::new()
     }

@@ -269,6 +269,10 @@ impl Way for Lanes {
         self.accepting.is_requested(vector)
     }
 
+    fn clear_requests(&mut self) -> Result<()> {
+        self.accepting.clear_requests()
+    }
+
     fn threads(&self) -> Vec<u32> {
         self.pollers.iter().map(PollerThread::thread_id).collect()
     }

@@ -193,6 +193,11 @@ pub trait Way {
     /// # Errors
     /// The kernel's.
     fn is_requested(&self, vector: usize) -> Result<bool>;
+    /// Takes all waiting interrupts out of the LAPICs; only while nobody sends.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn clear_requests(&mut self) -> Result<()>;
     /// The kernel's numbers of the threads that deliver; none where the producer does.
     fn threads(&self) -> Vec<u32>;
     /// What a reader of its figures should know.

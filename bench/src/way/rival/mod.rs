@@ -144,6 +144,10 @@ impl Way for Rival {
         self.accepting.is_requested(vector)
     }
 
+    fn clear_requests(&mut self) -> Result<()> {
+        self.accepting.clear_requests()
+    }
+
     fn threads(&self) -> Vec<u32> {
         vec![self.thread_id]
     }

@@ -1,6 +1,6 @@
 //! Files: refused before the run where they can be, written whatever became of it.
 
-use super::support::{adds_up, command, document, output, paths, results, said_to};
+use super::support::{accepted, adds_up, by_producer, command, document, output, paths, results, said_to};
 use crate::harness::tests;
 use crate::need::Need;
 use base64::prelude::{BASE64_STANDARD, Engine};
@@ -18,7 +18,22 @@ tests! {
         an_earlier_run_is_compared_with_on_the_same_machine_only;
 }
 
-const SHORT: [&str; 9] = ["latency", "--path", "irqfd", "-D", "100ms", "--warm-up", "0", "--vectors", "4"];
+fn short(accel: Accel) -> [&'static str; 9] {
+    ["latency", "--path", by_producer(accel), "-D", "100ms", "--warm-up", "0", "--vectors", "4"]
+}
+
+/// The first part of a tag in a log.
+fn tag(accel: Accel, vectors: u32) -> String {
+    format!("Tag={}-{vectors}", accel_name(accel, by_producer(accel)))
+}
+
+/// A path's name in results.
+fn accel_name(accel: Accel, path: &str) -> String {
+    match accel {
+        Accel::Kvm => path.into(),
+        Accel::Software => format!("software_{path}"),
+    }
+}
 
 fn what_cannot_be_written_is_refused_before_anything_is_measured() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -43,18 +58,21 @@ fn what_cannot_be_written_is_refused_before_anything_is_measured() {
 fn a_file_that_fails_at_the_end_takes_no_other_along(accel: Accel) {
     let folder = tempfile::tempdir().expect("a folder");
     let log = folder.path().join("log").display().to_string();
-    let full = output(accel, &[&SHORT[..], &["--json", "--html", "/dev/full", "--hlog", &log]].concat());
+    let full =
+        output(accel, &[&short(accel)[..], &["--json", "--html", "/dev/full", "--hlog", &log]].concat());
     let said = String::from_utf8_lossy(&full.stderr);
     assert!(full.status.code() == Some(1) && said.contains("/dev/full") && said.contains("ENOSPC"), "{said}");
     adds_up(&paths(&document(&full))[0]);
-    assert!(std::fs::read_to_string(&log).expect("a log").contains("Tag=irqfd-4"));
+    assert!(std::fs::read_to_string(&log).expect("a log").contains(&tag(accel, 4)));
     // stdout is a file like others.
     std::fs::remove_file(&log).expect("it was there");
     let stdout = std::fs::File::options().write(true).open("/dev/full").expect("/dev/full");
-    let status =
-        command(accel, &[&SHORT[..], &["--hlog", &log]].concat()).stdout(stdout).status().expect("it starts");
+    let status = command(accel, &[&short(accel)[..], &["--hlog", &log]].concat())
+        .stdout(stdout)
+        .status()
+        .expect("it starts");
     assert_eq!(status.code(), Some(1));
-    assert!(std::fs::read_to_string(&log).expect("a log").contains("Tag=irqfd-4"));
+    assert!(std::fs::read_to_string(&log).expect("a log").contains(&tag(accel, 4)));
 }
 
 fn wait_for(file: &Path) {
@@ -73,7 +91,16 @@ fn a_run_that_is_ended_writes_what_there_is(accel: Accel) {
         let files = [("--html", &html), ("--hlog", &log), ("--hgrm", &hgrm)];
         let mut run = command(
             accel,
-            &["latency", "--path", "irqfd,polled_eventfd", "-D", "600s", "--warm-up", "0", "--json"],
+            &[
+                "latency",
+                "--path",
+                &format!("{},polled_eventfd", by_producer(accel)),
+                "-D",
+                "600s",
+                "--warm-up",
+                "0",
+                "--json",
+            ],
         );
         for (flag, file) in files {
             run.arg(flag).arg(file);
@@ -91,7 +118,7 @@ fn a_run_that_is_ended_writes_what_there_is(accel: Accel) {
         assert_eq!(paths(&results).len(), 1, "the one that was on");
         adds_up(&paths(&results)[0]);
         assert!(std::fs::read_to_string(&html).expect("a page").contains("ended early"));
-        assert!(std::fs::read_to_string(&log).expect("a log").contains("Tag=irqfd-64"));
+        assert!(std::fs::read_to_string(&log).expect("a log").contains(&tag(accel, 64)));
         assert!(std::fs::read_dir(&hgrm).expect("a folder").count() > 0);
     }
 }
@@ -102,12 +129,12 @@ fn a_run_that_is_ended_writes_what_there_is(accel: Accel) {
     clippy::cast_sign_loss,
     reason = "nanoseconds, at most ten thousand seconds"
 )]
-fn longer(then: &Value, factor: f64) -> Value {
+fn longer(accel: Accel, then: &Value, factor: f64) -> Value {
     let mut then = then.clone();
     for path in then["paths"].as_array_mut().expect("paths") {
         // So seldom that none of its samples waited behind another.
         path["per_second"] = 0.001.into();
-        let stage = &mut path["stages"]["signal_to_accepted"]["histogram"];
+        let stage = &mut path["stages"][accepted(accel)]["histogram"];
         let bytes = BASE64_STANDARD.decode(stage.as_str().expect("a histogram")).expect("base64");
         let was: Histogram<u64> = Deserializer::new().deserialize(&mut &bytes[..]).expect("a histogram");
         let mut is = Histogram::new_with_bounds(1, 10_000_000_000, 3).expect("bounds");
@@ -126,18 +153,31 @@ fn an_earlier_run_is_compared_with_on_the_same_machine_only(accel: Accel) {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("then.json").display().to_string();
     // In a closed loop no sample waits behind another, on a busy machine neither.
-    let calm = ["latency", "--path", "irqfd", "-D", "500ms", "--rate", "2000", "--closed", "--vectors", "4"];
+    let calm = [
+        "latency",
+        "--path",
+        by_producer(accel),
+        "-D",
+        "500ms",
+        "--rate",
+        "2000",
+        "--closed",
+        "--vectors",
+        "4",
+    ];
     let mut then = results(accel, &[&calm[..], &["--json"]].concat());
     let write = |then: &Value| std::fs::write(&file, then.to_string()).expect("a file");
     write(&then);
     let compare = |more: &[&str]| output(accel, &[&calm[..], &["--baseline", &file], more].concat());
     // What the command says of an earlier run that took so much longer than now, and its exit code.
     let earlier = |factor: f64| {
-        write(&longer(&then, factor));
+        write(&longer(accel, &then, factor));
         let now = compare(&[]);
         let said = String::from_utf8_lossy(&now.stdout).into_owned();
         assert!(said.contains("then.json"), "{said}");
-        let row = said.lines().find(|line| line.contains("signal → accepted") && line.contains("p50"));
+        let row = said.lines().find(|line| {
+            line.contains(accepted(accel).trim_start_matches("signal_to_")) && line.contains("p50")
+        });
         (now.status.code(), row.unwrap_or_else(|| panic!("no p50 in {said}")).to_string())
     };
     // Not a thousand times: a machine where an interrupt takes microseconds has too few samples apart from each other then.
@@ -145,6 +185,17 @@ fn an_earlier_run_is_compared_with_on_the_same_machine_only(accel: Accel) {
     assert!(code == Some(0) && row.contains("better"), "{code:?}: {row}");
     let (code, row) = earlier(0.01);
     assert!(code == Some(1) && row.contains("worse"), "{code:?}: {row}");
+    // Of the other accelerator: refused in a sentence, forced or not.
+    let other = if accel == Accel::Kvm { Accel::Software } else { Accel::Kvm };
+    then["machine"]["accelerator"] = other.name().into();
+    write(&then);
+    for more in [&[][..], &["--force"]] {
+        let refused = compare(more);
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert!(refused.status.code() == Some(1) && said.contains("of the other accelerator"), "{said}");
+        assert!(refused.stdout.is_empty(), "nothing is measured");
+    }
+    then["machine"]["accelerator"] = accel.name().into();
     then["machine"]["kernel"] = "5.4".into();
     write(&then);
     let refused = compare(&[]);

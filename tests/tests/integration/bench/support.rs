@@ -45,6 +45,27 @@ pub fn document(output: &Output) -> Value {
     serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {said}"))
 }
 
+/// The way in which the producer itself delivers, by its name on the command line.
+pub const fn by_producer(accel: Accel) -> &'static str {
+    match accel {
+        Accel::Kvm => "irqfd",
+        Accel::Software => "direct",
+    }
+}
+
+/// A path's name on the command line, from its name in results.
+pub fn plain(accel: Accel, name: &str) -> &str {
+    match accel {
+        Accel::Kvm => name,
+        Accel::Software => name.strip_prefix("software_").expect("a name of the software machine"),
+    }
+}
+
+/// The stage from the signal until a LAPIC has it.
+pub const fn accepted(accel: Accel) -> &'static str {
+    accel.accelerator().signal_to_accepted().key()
+}
+
 pub fn number(value: &Value, path: &str) -> u64 {
     value.pointer(path).and_then(Value::as_u64).unwrap_or_else(|| panic!("{path} in {value:#}"))
 }

@@ -1,6 +1,6 @@
 //! `--threshold` and `--on-threshold`: rtla's exit codes and actions.
 
-use super::support::{adds_up, document, output, paths};
+use super::support::{adds_up, by_producer, document, output, paths, plain};
 use crate::harness::tests;
 use crate::need::Need;
 use pollvisor_tests::rig::Accel;
@@ -43,7 +43,10 @@ fn injections(trace: &Value, vectors: u64) -> Vec<&Value> {
 }
 
 fn a_trace_of_the_last_events_is_written_by_whatever_path(accel: Accel) {
-    traced(accel, &["polled_eventfd", "polled_doorbell", "epoll_wait_0", "blocking_epoll", "irqfd"]);
+    traced(
+        accel,
+        &["polled_eventfd", "polled_doorbell", "epoll_wait_0", "blocking_epoll", by_producer(accel)],
+    );
 }
 
 fn a_rivals_trace_is_written_too() {
@@ -54,20 +57,29 @@ fn traced(accel: Accel, all: &[&str]) {
     let folder = tempfile::tempdir().expect("a folder");
     for path in all.iter().copied() {
         let file = folder.path().join(path);
-        let (code, results, said) =
-            beyond(accel, &format!("{path},irqfd"), &[format!("trace,file={}", file.display())]);
+        let (code, results, said) = beyond(
+            accel,
+            &format!("{path},{}", by_producer(accel)),
+            &[format!("trace,file={}", file.display())],
+        );
         assert_eq!(code, Some(2), "{path}: {said}");
         assert_eq!(paths(&results).len(), 1, "{path}: it ends at the first");
         adds_up(&paths(&results)[0]);
         let trace = trace(&file);
         let slices = injections(&trace, 4);
         let about = &trace["otherData"];
-        assert_eq!((&about["path"], &about["recorded"]), (&path.into(), &true.into()), "{about}");
+        let name = about["path"].as_str().expect("a name");
+        assert_eq!((plain(accel, name), &about["recorded"]), (path, &true.into()), "{about}");
+        assert_eq!(about["accelerator"], accel.name());
         assert!(about["latency_ns"].as_u64() > Some(1), "{about}");
         // When it was signalled is known of those that were measured, by whatever source.
         let known =
             slices.iter().filter(|slice| slice["args"]["signal_to_seen_ns"].as_u64() > Some(0)).count();
-        assert!(path == "irqfd" || known > 0, "{path}: {} events, none with its signal", slices.len());
+        assert!(
+            path == by_producer(accel) || known > 0,
+            "{path}: {} events, none with its signal",
+            slices.len()
+        );
     }
 }
 
@@ -86,7 +98,7 @@ fn rounds_end_at_a_threshold_too(accel: Accel) {
 
 fn it_goes_on_where_that_is_asked_for_and_does_what_comes_before(accel: Accel) {
     let actions = ["shell,command=echo beyond it", "continue"].map(String::from);
-    let (code, results, said) = beyond(accel, "polled_eventfd,irqfd", &actions);
+    let (code, results, said) = beyond(accel, &format!("polled_eventfd,{}", by_producer(accel)), &actions);
     assert_eq!(code, Some(2), "{said}");
     assert_eq!(paths(&results).len(), 2);
     for path in paths(&results) {
@@ -98,13 +110,13 @@ fn it_goes_on_where_that_is_asked_for_and_does_what_comes_before(accel: Accel) {
 }
 
 fn what_fails_is_said_and_what_is_not_needed_is_not_done(accel: Accel) {
-    let (code, results, _) = beyond(accel, "irqfd", &["shell,command=exit 7".into()]);
+    let (code, results, _) = beyond(accel, by_producer(accel), &["shell,command=exit 7".into()]);
     assert_eq!(code, Some(2));
     assert!(results["errors"][0].as_str().is_some_and(|error| error.contains("exit 7")), "{results:#}");
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("trace");
     let action = format!("trace,file={}", file.display());
-    let run = ["latency", "--path", "irqfd", "-D", "100ms", "--warm-up", "0", "--json"];
+    let run = ["latency", "--path", by_producer(accel), "-D", "100ms", "--warm-up", "0", "--json"];
     let output =
         output(accel, &[&run[..], &["--threshold", "60000000000", "--on-threshold", &action]].concat());
     assert_eq!(output.status.code(), Some(0));
