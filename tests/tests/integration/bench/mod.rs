@@ -42,7 +42,8 @@ fn beside(accel: Accel, results: &Value) -> HashMap<String, f64> {
         assert!(path["ratio_to_direct"].is_f64(), "on both: {path:#}");
         assert_eq!(path["ratio_to_irqfd"].is_f64(), accel == Accel::Kvm, "{path:#}");
         // The LAPICs are emptied after each round: a vector is requested once in each, and from then on already.
-        let again = (accel == Accel::Software).then_some(7 * (40 - number(path, "/vectors")));
+        let again = (accel == Accel::Software)
+            .then(|| number(path, "/ledger/delivered") - 7 * number(path, "/vectors"));
         assert_eq!(path.get("coalesced").and_then(Value::as_u64), again, "{path:#}");
         let ratio = path[base].as_f64().expect("a ratio");
         let interval = |end: usize| path[interval][end].as_f64().expect("an interval");
