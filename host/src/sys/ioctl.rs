@@ -104,7 +104,10 @@ table! {
     KVM_GET_LAPIC: kb::kvm_lapic_state = ior(0x8e, "KVM_GET_LAPIC", Some(kb::KVM_CAP_IRQCHIP));
     KVM_SET_LAPIC: kb::kvm_lapic_state = iow(0x8f, "KVM_SET_LAPIC", Some(kb::KVM_CAP_IRQCHIP));
     KVM_SET_CPUID2: kb::kvm_cpuid2 = iow(0x90, "KVM_SET_CPUID2", Some(kb::KVM_CAP_EXT_CPUID));
+    KVM_GET_MP_STATE: kb::kvm_mp_state = ior(0x98, "KVM_GET_MP_STATE", Some(kb::KVM_CAP_MP_STATE));
     KVM_SET_MP_STATE: kb::kvm_mp_state = iow(0x99, "KVM_SET_MP_STATE", Some(kb::KVM_CAP_MP_STATE));
+    KVM_GET_VCPU_EVENTS: kb::kvm_vcpu_events = ior(0x9f, "KVM_GET_VCPU_EVENTS", Some(kb::KVM_CAP_VCPU_EVENTS));
+    KVM_SET_VCPU_EVENTS: kb::kvm_vcpu_events = iow(0xa0, "KVM_SET_VCPU_EVENTS", Some(kb::KVM_CAP_VCPU_EVENTS));
     KVM_ENABLE_CAP: kb::kvm_enable_cap = iow(0xa3, "KVM_ENABLE_CAP", Some(kb::KVM_CAP_ENABLE_CAP_VM));
     KVM_SIGNAL_MSI: kb::kvm_msi = iow(0xa5, "KVM_SIGNAL_MSI", Some(kb::KVM_CAP_SIGNAL_MSI));
     // Linux 6.1 has these on x86 and does not say so by KVM_CAP_DEVICE_CTRL.
@@ -198,6 +201,9 @@ mod tests {
             ("KVM_SET_DEVICE_ATTR", 0x4018_aee1),
             ("KVM_GET_REGS", 0x8090_ae81),
             ("KVM_SET_SREGS", 0x4138_ae84),
+            ("KVM_GET_MP_STATE", 0x8004_ae98),
+            ("KVM_GET_VCPU_EVENTS", 0x8040_ae9f),
+            ("KVM_SET_VCPU_EVENTS", 0x4040_aea0),
             ("KVM_SET_MP_STATE", 0x4004_ae99),
             ("VFIO_GET_API_VERSION", 0x3b64),
             ("VFIO_CHECK_EXTENSION", 0x3b65),

@@ -14,17 +14,17 @@ mod imp {
     use pollvisor_tests::differential::{self as d, Half};
     use std::process::ExitCode;
 
-    /// Random steps against the kernel's irqfds and I/O APIC, and against ours; the first difference ends it.
+    /// Random steps against the kernel's irqfds, I/O APIC and local APICs, and against ours; the first difference ends it.
     #[derive(Parser)]
     #[command(name = "differential")]
     struct Arguments {
-        /// Steps in all, shared by both halves.
+        /// Steps in all, shared by the three comparisons.
         #[arg(long, default_value_t = 200_000)]
         ops: u64,
         /// Where the random numbers begin; not given: somewhere.
         #[arg(long)]
         seed: Option<u64>,
-        /// One half only; it has all the steps then.
+        /// One comparison only; it has all the steps then.
         #[arg(long)]
         only: Option<Only>,
     }
@@ -33,16 +33,19 @@ mod imp {
     enum Only {
         Irqfd,
         Ioapic,
+        Lapic,
     }
 
     pub fn main() -> ExitCode {
         let arguments = Arguments::parse();
         let seed = arguments.seed.unwrap_or_else(|| fastrand::u64(..));
         println!("seed {seed}");
+        let third = arguments.ops / 3;
         let halves: &[(Half, u64)] = match arguments.only {
             Some(Only::Irqfd) => &[(Half::Irqfd, arguments.ops)],
             Some(Only::Ioapic) => &[(Half::Ioapic, arguments.ops)],
-            None => &[(Half::Irqfd, arguments.ops / 2), (Half::Ioapic, arguments.ops - arguments.ops / 2)],
+            Some(Only::Lapic) => &[(Half::Lapic, arguments.ops)],
+            None => &[(Half::Irqfd, third), (Half::Ioapic, third), (Half::Lapic, arguments.ops - 2 * third)],
         };
         for (half, ops) in halves {
             let began = std::time::Instant::now();

@@ -5,13 +5,15 @@ use std::fmt::{self, Debug, Display};
 
 const KEPT: usize = 20;
 
-/// One of the two comparisons.
+/// One of the comparisons.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Half {
     /// Routes and irqfds.
     Irqfd,
     /// The I/O APIC.
     Ioapic,
+    /// The local APIC.
+    Lapic,
 }
 
 impl Half {
@@ -21,6 +23,7 @@ impl Half {
         match self {
             Self::Irqfd => "irqfd",
             Self::Ioapic => "ioapic",
+            Self::Lapic => "lapic",
         }
     }
 }
@@ -92,9 +95,9 @@ pub struct Tally {
     names: &'static [&'static str],
     /// Per kind: steps, and those of them that were refused, by error number.
     counts: Vec<(u64, Vec<(i32, u64)>)>,
-    /// Vectors seen waiting in a LAPIC.
+    /// Vectors seen waiting in a LAPIC, or taken from it.
     pub interrupts: u64,
-    /// Signals seen to come back at an ack.
+    /// Signals seen to come back at an ack, or EOIs that came out.
     pub resampled: u64,
 }
 
@@ -141,6 +144,6 @@ impl Display for Tally {
             }
             f.write_str(if errors.is_empty() { ", " } else { "), " })?;
         }
-        write!(f, "vectors seen {}, resamples {}", self.interrupts, self.resampled)
+        write!(f, "vectors seen {}, acks {}", self.interrupts, self.resampled)
     }
 }

@@ -5,7 +5,8 @@ use pollvisor_tests::differential::{self, Half};
 use pollvisor_tests::note;
 
 tests! {
-    kvm [] => irqfds_and_routes_do_what_the_kernels_do, the_ioapic_does_what_the_kernels_does;
+    kvm [] => irqfds_and_routes_do_what_the_kernels_do, the_ioapic_does_what_the_kernels_does,
+        the_local_apic_does_what_the_kernels_does;
 }
 
 const STEPS: u64 = 10_000;
@@ -34,4 +35,8 @@ fn irqfds_and_routes_do_what_the_kernels_do() {
 
 fn the_ioapic_does_what_the_kernels_does() {
     agree(Half::Ioapic);
+}
+
+fn the_local_apic_does_what_the_kernels_does() {
+    agree(Half::Lapic);
 }

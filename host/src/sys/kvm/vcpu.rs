@@ -140,13 +140,7 @@ impl VcpuFd {
     /// # Errors
     /// The kernel's; the number of the register that KVM does not take.
     pub fn set_msrs(&self, msrs: &[(u32, u64)]) -> Result<()> {
-        let entry = |(index, data): &(u32, u64)| kb::kvm_msr_entry {
-            index: *index,
-            data: *data,
-            ..Default::default()
-        };
-        let entries: Vec<_> = msrs.iter().map(entry).collect();
-        let list = kb::Msrs::from_entries(&entries).map_err(|_| Error::new("too many MSRs"))?;
+        let list = msr_list(msrs)?;
         // SAFETY: the wrapper's entries follow its header.
         let done = unsafe { io::read(self.fd.as_fd(), &io::KVM_SET_MSRS, list.as_fam_struct_ptr())? };
         match usize::try_from(done).ok().and_then(|done| msrs.get(done)) {
@@ -157,6 +151,37 @@ impl VcpuFd {
         }
     }
 
+    /// Writes one model-specific register; false where a guest's WRMSR would fault. KVM says it by a count short by one.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn set_msr(&self, index: u32, value: u64) -> Result<bool> {
+        let list = msr_list(&[(index, value)])?;
+        // SAFETY: the wrapper's entries follow its header.
+        let done = unsafe { io::read(self.fd.as_fd(), &io::KVM_SET_MSRS, list.as_fam_struct_ptr())? };
+        Ok(done == 1)
+    }
+
+    /// Reads one model-specific register; `None` where a guest's RDMSR would fault.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn msr(&self, index: u32) -> Result<Option<u64>> {
+        let mut list = msr_list(&[(index, 0)])?;
+        // SAFETY: the wrapper has room for as many entries as it says.
+        let done = unsafe { io::write(self.fd.as_fd(), &io::KVM_GET_MSRS, list.as_mut_fam_struct_ptr())? };
+        Ok(list.as_slice().first().filter(|_| done == 1).map(|entry| entry.data))
+    }
+
+    /// Whether it runs, waits for a start-up IPI, and so on: `KVM_MP_STATE_*`. Asking makes KVM act on an INIT or a start-up
+    /// IPI that has come.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn mp_state(&self) -> Result<u32> {
+        get(self.fd.as_fd(), &io::KVM_GET_MP_STATE, kb::kvm_mp_state::default()).map(|state| state.mp_state)
+    }
+
     /// Lets it run at once: one that is not the first would wait for INIT and SIPI.
     ///
     /// # Errors
@@ -164,6 +189,22 @@ impl VcpuFd {
     pub fn make_runnable(&self) -> Result<()> {
         let state = kb::kvm_mp_state { mp_state: kb::KVM_MP_STATE_RUNNABLE };
         set(self.fd.as_fd(), &io::KVM_SET_MP_STATE, &state).map(drop)
+    }
+
+    /// Exceptions, interrupts and NMIs that wait or are under way.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn events(&self) -> Result<kb::kvm_vcpu_events> {
+        get(self.fd.as_fd(), &io::KVM_GET_VCPU_EVENTS, kb::kvm_vcpu_events::default())
+    }
+
+    /// Sets them.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn set_events(&self, events: &kb::kvm_vcpu_events) -> Result<()> {
+        set(self.fd.as_fd(), &io::KVM_SET_VCPU_EVENTS, events).map(drop)
     }
 
     /// The LAPIC's register page.
@@ -282,6 +323,13 @@ impl VcpuFd {
             (&raw mut (*run).immediate_exit).write_volatile(on.into());
         }
     }
+}
+
+fn msr_list(msrs: &[(u32, u64)]) -> Result<kb::Msrs> {
+    let entry =
+        |(index, data): &(u32, u64)| kb::kvm_msr_entry { index: *index, data: *data, ..Default::default() };
+    let entries: Vec<_> = msrs.iter().map(entry).collect();
+    kb::Msrs::from_entries(&entries).map_err(|_| Error::new("too many MSRs"))
 }
 
 fn tsc_offset_attribute(offset: *mut u64) -> kb::kvm_device_attr {
