@@ -55,8 +55,9 @@ pub enum Delivery {
     Blocked,
 }
 
-const MSI_LOGICAL: u32 = 1 << 2;
-const MSI_REDIRECTION_HINT: u32 = 1 << 3;
+const MSI_MODE: u32 = 7 << 8;
+pub(super) const MSI_LOGICAL: u32 = 1 << 2;
+pub(super) const MSI_REDIRECTION_HINT: u32 = 1 << 3;
 const MSI_ASSERT: u32 = 1 << 14;
 const MSI_LEVEL: u32 = 1 << 15;
 
@@ -92,11 +93,36 @@ impl Interrupt {
 ///
 /// Any thread. Fast for one APIC by its ID, when that is its index in `vcpus` too.
 #[inline]
-pub fn deliver_msi(vcpus: &[PostedVcpu], msi: &Msi, wake: impl FnMut(Wake<'_>)) -> Delivery {
+pub fn deliver_msi(vcpus: &[PostedVcpu], msi: &Msi, mut wake: impl FnMut(Wake<'_>)) -> Delivery {
+    if let Some(delivery) = deliver_plain(vcpus, msi, &mut wake) {
+        return delivery;
+    }
     match Interrupt::from_msi(msi) {
         Some(interrupt) => deliver(vcpus, &interrupt, wake),
         None => Delivery::Blocked,
     }
+}
+
+/// A fixed edge for one APIC by its physical ID, which is its index: nearly every message. `None`: anything else, or not
+/// accepted; [`deliver`] says what becomes of it.
+#[inline]
+fn deliver_plain(vcpus: &[PostedVcpu], msi: &Msi, wake: &mut impl FnMut(Wake<'_>)) -> Option<Delivery> {
+    let is_plain =
+        msi.data & (MSI_MODE | MSI_LEVEL) == 0 && msi.address_lo & (MSI_LOGICAL | MSI_REDIRECTION_HINT) == 0;
+    let id = msi.destination();
+    if !is_plain || id == XAPIC_BROADCAST || msi.vector() < FIRST_VECTOR {
+        return None;
+    }
+    let vcpu = vcpus.get(id as usize)?;
+    let address = Address::of(vcpu);
+    if address.id() != id || !address.is_software_enabled() {
+        return None;
+    }
+    let post = vcpu.posted().post(msi.vector(), Trigger::Edge);
+    if let Some(woken) = post.wake {
+        wake(woken);
+    }
+    Some(Delivery::Accepted { apics: 1, coalesced: post.coalesced.into() })
 }
 
 /// Sends `interrupt` to the APICs of `vcpus` that it is for, as [`deliver_msi`]. IDs are unique.

@@ -1,6 +1,7 @@
 //! Behaviours 15 to 18: whom an interrupt is for.
 
 use super::*;
+use crate::lapic::deliver::{MSI_LOGICAL, MSI_REDIRECTION_HINT};
 
 const VECTOR: u8 = 0x41;
 
@@ -134,4 +135,31 @@ fn an_apic_that_is_not_there_takes_nothing() {
         }
     }
     assert_eq!(vcpus[0].posted().harvest(), None);
+}
+
+/// The way of nearly every message answers as the whole one does, and posts the same.
+#[test]
+fn a_plain_message_goes_the_way_of_all() {
+    let apics = || {
+        let x2apic = Address::new(0, Mode::X2Apic, true, 0, u32::MAX);
+        let xapic = Address::new(1, Mode::XApic, true, 0x0200_0000, u32::MAX);
+        let silent = Address::new(2, Mode::X2Apic, false, 0, u32::MAX);
+        // Its ID is not its index.
+        let moved = Address::new(7, Mode::X2Apic, true, 0, u32::MAX);
+        [x2apic, xapic, silent, Address::off(3), moved].map(|address| PostedVcpu::new(address.bits()))
+    };
+    let posted = |vcpus: &[PostedVcpu]| vcpus.iter().map(|vcpu| vcpu.posted().harvest()).collect::<Vec<_>>();
+    for destination in [0, 1, 2, 3, 4, 5, 7, 0xff, 0x100, u32::MAX] {
+        for data in [0x41, 0x0f, 0x0141, 0x0400, 0x4041, 0x8041, 0xc041, 0x0341] {
+            for address in [0, MSI_LOGICAL, MSI_REDIRECTION_HINT, MSI_LOGICAL | MSI_REDIRECTION_HINT] {
+                let mut msi = Msi { data, ..Msi::fixed(destination, 0) };
+                msi.address_lo |= address;
+                let (quick, whole) = (apics(), apics());
+                let way = Interrupt::from_msi(&msi);
+                let whole_answer = way.map_or(Delivery::Blocked, |sent| deliver(&whole, &sent, |_| {}));
+                assert_eq!(deliver_msi(&quick, &msi, |_| {}), whole_answer, "{msi:x?}");
+                assert_eq!(posted(&quick), posted(&whole), "{msi:x?}");
+            }
+        }
+    }
 }
