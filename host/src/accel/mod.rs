@@ -3,7 +3,7 @@
 //!
 //! | | [`Accelerator::Kvm`] | [`Accelerator::Software`] |
 //! |---|---|---|
-//! | LAPIC | KVM's | [`pollvisor_core::lapic`], with [`pollvisor_core::sync::posted`] in front |
+//! | LAPIC | KVM's | [`pollvisor_core::lapic`], with [`pollvisor_core::sync::Posted`] in front |
 //! | a message | `KVM_SIGNAL_MSI` | two stores into the target's posted-interrupt descriptor |
 //! | a vCPU | `KVM_RUN` | a thread that takes vectors and writes the built-in guest's record: no guest instruction runs |
 //!
