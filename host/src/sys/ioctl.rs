@@ -103,6 +103,7 @@ table! {
     KVM_SET_MSRS: kb::kvm_msrs = iow(0x89, "KVM_SET_MSRS", None);
     KVM_GET_LAPIC: kb::kvm_lapic_state = ior(0x8e, "KVM_GET_LAPIC", Some(kb::KVM_CAP_IRQCHIP));
     KVM_SET_LAPIC: kb::kvm_lapic_state = iow(0x8f, "KVM_SET_LAPIC", Some(kb::KVM_CAP_IRQCHIP));
+    KVM_INTERRUPT: kb::kvm_interrupt = iow(0x86, "KVM_INTERRUPT", None);
     KVM_SET_CPUID2: kb::kvm_cpuid2 = iow(0x90, "KVM_SET_CPUID2", Some(kb::KVM_CAP_EXT_CPUID));
     KVM_GET_MP_STATE: kb::kvm_mp_state = ior(0x98, "KVM_GET_MP_STATE", Some(kb::KVM_CAP_MP_STATE));
     KVM_SET_MP_STATE: kb::kvm_mp_state = iow(0x99, "KVM_SET_MP_STATE", Some(kb::KVM_CAP_MP_STATE));
@@ -201,6 +202,7 @@ mod tests {
             ("KVM_SET_DEVICE_ATTR", 0x4018_aee1),
             ("KVM_GET_REGS", 0x8090_ae81),
             ("KVM_SET_SREGS", 0x4138_ae84),
+            ("KVM_INTERRUPT", 0x4004_ae86),
             ("KVM_GET_MP_STATE", 0x8004_ae98),
             ("KVM_GET_VCPU_EVENTS", 0x8040_ae9f),
             ("KVM_SET_VCPU_EVENTS", 0x4040_aea0),

@@ -50,6 +50,8 @@ pub enum Exit<'a> {
     },
     /// The guest halted, and the LAPIC is not in the kernel.
     Halted,
+    /// The guest lets interrupts in, as [`VcpuFd::request_interrupt_window`] asked.
+    InterruptWindow,
     /// The guest ended a level interrupt of the user-space I/O APIC.
     IoapicEoi {
         /// Its vector.
@@ -275,6 +277,7 @@ impl VcpuFd {
                 })
             }
             kb::KVM_EXIT_HLT => Ok(Exit::Halted),
+            kb::KVM_EXIT_IRQ_WINDOW_OPEN => Ok(Exit::InterruptWindow),
             kb::KVM_EXIT_INTR => Ok(Exit::Interrupted),
             kb::KVM_EXIT_SHUTDOWN => Ok(Exit::Shutdown),
             kb::KVM_EXIT_IOAPIC_EOI => {
@@ -313,6 +316,35 @@ impl VcpuFd {
         } else {
             Exit::PortRead { port: io.port, size, data }
         })
+    }
+
+    /// Injects a vector with the next [`run`](Self::run), where the LAPIC is not in the kernel; only while
+    /// [`lets_interrupts_in`](Self::lets_interrupts_in).
+    ///
+    /// # Errors
+    /// EEXIST when one is under way, ENXIO when the LAPIC is in the kernel.
+    pub fn interrupt(&self, vector: u8) -> Result<()> {
+        set(self.fd.as_fd(), &io::KVM_INTERRUPT, &kb::kvm_interrupt { irq: vector.into() }).map(drop)
+    }
+
+    /// Whether KVM and the guest take an interrupt: as the last [`run`](Self::run) left it.
+    #[must_use]
+    pub fn lets_interrupts_in(&self) -> bool {
+        // SAFETY: the kernel maps a kvm_run here and writes it only within KVM_RUN, which needs `&mut self`.
+        let run = unsafe { &*self.run.address().cast::<kb::kvm_run>() };
+        run.ready_for_interrupt_injection != 0 && run.if_flag != 0
+    }
+
+    /// Makes runs come back as soon as an interrupt can be injected, or not.
+    pub fn request_interrupt_window(&mut self, on: bool) {
+        // SAFETY: as in `run`; a byte that the kernel only reads.
+        unsafe { (*self.run.address().cast::<kb::kvm_run>()).request_interrupt_window = on.into() };
+    }
+
+    /// CR8 from the next [`run`](Self::run) on, where the LAPIC is not in the kernel.
+    pub fn set_cr8(&mut self, value: u8) {
+        // SAFETY: as in `run`; a number that the kernel reads and writes within KVM_RUN.
+        unsafe { (*self.run.address().cast::<kb::kvm_run>()).cr8 = value.into() };
     }
 
     /// Makes the next [`run`](Self::run) come back before it enters the guest, or not.

@@ -20,8 +20,8 @@ const GATES: u64 = 0x1000;
 const GATE_SIZE: u64 = 16;
 const IDT: u64 = 0x3000;
 const GDT: u64 = 0x3800;
-const RESULT: u64 = 0x8000;
-const STACK: u64 = 0xf000;
+pub const RESULT: u64 = 0x8000;
+pub const STACK: u64 = 0xf000;
 const CODE_SELECTOR: u16 = 8;
 
 /// In a LAPIC's page.
@@ -30,11 +30,11 @@ pub const ISR: usize = 0x100;
 pub const TMR: usize = 0x180;
 
 /// A gate was passed; the vector is in al.
-const GATE_PORT: u16 = 0x10;
+pub const GATE_PORT: u16 = 0x10;
 /// A routine is over.
-const DONE_PORT: u16 = 0x11;
+pub const DONE_PORT: u16 = 0x11;
 /// RFLAGS: interrupts are let in.
-const IF: u64 = 1 << 9;
+pub const IF: u64 = 1 << 9;
 const MSR_TSC: u32 = 0x10;
 const GENERAL_PROTECTION: u8 = 13;
 
@@ -52,10 +52,12 @@ pub enum Routine {
     Load(usize),
     /// WRMSR.
     WriteMsr,
+    /// Halts with interrupts let in: for a LAPIC that is not in the kernel.
+    Halt,
 }
 
 impl Routine {
-    const ALL: [(Self, &'static [u8]); 9] = [
+    const ALL: [(Self, &'static [u8]); 10] = [
         (Self::Nothing, &[]),
         (Self::Take, &[0x90, 0xfa]),           // nop; cli
         (Self::Store(4), &[0x89, 0x07]),       // mov [edi], eax
@@ -65,21 +67,24 @@ impl Routine {
         (Self::Load(2), &[0x0f, 0xb7, 0x07]),  // movzx eax, word [edi]
         (Self::Load(1), &[0x0f, 0xb6, 0x07]),  // movzx eax, byte [edi]
         (Self::WriteMsr, &[0x0f, 0x30]),       // wrmsr
+        (Self::Halt, &[0xfb, 0xf4]),           // sti; hlt
     ];
     /// mov [RESULT], eax; out DONE_PORT, al
     const END: [u8; 7] = [0xa3, 0x00, 0x80, 0x00, 0x00, 0xe6, 0x11];
 
-    fn index(self) -> u64 {
+    const fn index(self) -> u64 {
         match self {
             Self::Nothing => 0,
             Self::Take => 1,
-            Self::Store(bytes) => 4 - u64::from(bytes.trailing_zeros()),
-            Self::Load(bytes) => 7 - u64::from(bytes.trailing_zeros()),
+            Self::Store(bytes) => 4 - bytes.trailing_zeros() as u64,
+            Self::Load(bytes) => 7 - bytes.trailing_zeros() as u64,
             Self::WriteMsr => 8,
+            Self::Halt => 9,
         }
     }
 
-    fn address(self) -> u64 {
+    /// Where its code is.
+    pub const fn address(self) -> u64 {
         0x4000 + 0x20 * self.index()
     }
 }
@@ -115,11 +120,15 @@ pub struct Kernel {
     auto_eoi: bool,
 }
 
-fn outside(error: impl std::fmt::Display) -> Error {
+pub fn outside(error: impl std::fmt::Display) -> Error {
     Error::new(format!("guest memory: {error}"))
 }
 
-fn image() -> Result<GuestMemoryMmap> {
+/// The guest's memory, with all routines and gates in it.
+///
+/// # Errors
+/// ENOMEM.
+pub fn image() -> Result<GuestMemoryMmap> {
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).map_err(outside)?;
     let put = |bytes: &[u8], at: u64| memory.write_slice(bytes, GuestAddress(at)).map_err(outside);
     for (routine, code) in Routine::ALL {
@@ -138,7 +147,8 @@ fn image() -> Result<GuestMemoryMmap> {
     Ok(memory)
 }
 
-fn flat(sregs: kb::kvm_sregs) -> kb::kvm_sregs {
+/// Flat 32-bit segments, no paging.
+pub fn flat(sregs: kb::kvm_sregs) -> kb::kvm_sregs {
     let data = kb::kvm_segment {
         limit: u32::MAX,
         selector: 16,
