@@ -24,6 +24,7 @@ pub const RESULT: u64 = 0x8000;
 pub const STACK: u64 = 0xf000;
 const CODE_SELECTOR: u16 = 8;
 
+const TPR: usize = 0x80;
 /// In a LAPIC's page.
 pub const ISR: usize = 0x100;
 /// Behind the ISR.
@@ -118,6 +119,8 @@ pub struct Kernel {
     tsc: u64,
     /// See [`Kernel::ends_by_itself`].
     auto_eoi: bool,
+    /// See [`Kernel::tpr`].
+    low_tpr: bool,
 }
 
 pub fn outside(error: impl std::fmt::Display) -> Error {
@@ -221,7 +224,7 @@ impl Kernel {
         let routes: Vec<RawRoute> =
             (0..).zip(messages).map(|(gsi, message)| RawRoute::msi(Gsi(gsi), message)).collect();
         vm.fd().set_gsi_routing(0, &routes)?;
-        let mut this = Self { vm, vcpus, memory, flat, tsc, auto_eoi: false };
+        let mut this = Self { vm, vcpus, memory, flat, tsc, auto_eoi: false, low_tpr: true };
         for vcpu in 0..IDS.len() {
             this.run(vcpu, Routine::Nothing, 0, 0)?;
         }
@@ -253,7 +256,19 @@ impl Kernel {
             return Err(Error::new(format!("{vector:#x} was taken, no EOI sent; ended: {exits:x?}")));
         }
         self.change(0, |page| page[ISR..TMR].fill(0))?;
+        self.run(0, Routine::Nothing, 0, 0)?;
+        const BOTH_HALVES: u8 = 0x2f;
+        self.change(0, |page| page[TPR] = BOTH_HALVES)?;
+        self.run(0, Routine::Nothing, 0, 0)?;
+        self.low_tpr = self.vcpus[0].lapic()?[TPR] == BOTH_HALVES;
+        self.change(0, |page| page[TPR] = 0)?;
         self.run(0, Routine::Nothing, 0, 0).map(drop)
+    }
+
+    /// A TPR that this KVM keeps (28).
+    #[must_use]
+    pub const fn tpr(&self, value: u64) -> u64 {
+        if self.low_tpr { value } else { value & !0xf }
     }
 
     /// The vCPU's handle.

@@ -36,6 +36,7 @@
 //! | 25 | The BSP bit of the APIC base can be written. | kept out |
 //! | 26 | `KVM_SET_LAPIC` works the PPR out before it has looked at the new ISR. | the guest runs once, which works it out again |
 //! | 27 | An MSI with a redirection hint to physical 0xff is for one by hash (its mode is made fixed, the hint stays); 11.1 forbids it. | kept out |
+//! | 28 | On SVM without AVIC, TPR bits 3:0 are lost when the guest runs: `sync_cr8_to_lapic` writes V_TPR back, which has bits 7:4. Seen in the lab. | probed; then TPRs have none: [`super::kernel::Kernel::tpr`] |
 //!
 //! Beside KVM's core, of what runs the guest: one that ends an interrupt as it delivers it is found out and made up for, see
 //! [`Kernel::ends_by_itself`](super::kernel::Kernel::ends_by_itself).

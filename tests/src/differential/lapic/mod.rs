@@ -132,7 +132,11 @@ impl Sides {
             }
             Op::Write { vcpu, msr, value } => {
                 let ahead = *msr == MSR_TSC_DEADLINE && *value != 0;
-                let value = if ahead { *value + self.kernel.tsc() } else { *value };
+                let value = match *msr {
+                    _ if ahead => *value + self.kernel.tsc(),
+                    TPR_MSR => self.kernel.tpr(*value),
+                    _ => *value,
+                };
                 theirs.fault = !self.kernel.vcpu(*vcpu).set_msr(*msr, value)?;
                 if *msr == EOI && !theirs.fault {
                     theirs.exits = self.kernel.run(*vcpu, Routine::Nothing, 0, 0)?.exits;
@@ -159,7 +163,11 @@ impl Sides {
             }
             Op::Store { vcpu, offset, bytes, value } => {
                 let address = self.address(*vcpu, *offset);
-                let ran = self.kernel.run(*vcpu, Routine::Store(*bytes), address, *value)?;
+                let value = match *offset {
+                    TPR_OFFSET => u32::try_from(self.kernel.tpr((*value).into())).unwrap_or(0),
+                    _ => *value,
+                };
+                let ran = self.kernel.run(*vcpu, Routine::Store(*bytes), address, value)?;
                 theirs.taken = ran.vector;
                 theirs.exits = ran.exits;
                 let data = value.to_le_bytes();
@@ -306,6 +314,8 @@ impl Sides {
 }
 
 const FIRST_MSR: u32 = 0x800;
+const TPR_MSR: u32 = 0x808;
+const TPR_OFFSET: u32 = 0x80;
 const EOI: u32 = 0x80b;
 const EOI_OFFSET: u32 = 0xb0;
 const ICR: u32 = 0x830;

@@ -179,6 +179,10 @@ fn both(third: &mut Third, kernel: &mut Kernel, step: Step) -> Result<[(Option<b
             const SELF: u32 = 1 << 18;
             routine(third, kernel, Routine::Store(4), BASE + ICR_LOW, SELF | u32::from(vector))
         }
+        Step::Store(TPR, value) => {
+            let value = u32::try_from(kernel.tpr(value.into())).unwrap_or(0);
+            routine(third, kernel, Routine::Store(4), BASE + TPR, value)
+        }
         Step::Store(offset, value) => routine(third, kernel, Routine::Store(4), BASE + offset, value),
         Step::Load(offset) => routine(third, kernel, Routine::Load(4), BASE + offset, 0),
         Step::Take => {
