@@ -21,6 +21,7 @@ use fastrand::Rng;
 use kernel::{ISR, Kernel, Routine, TMR};
 use ours::{NOW, Ours, set_of};
 use pollvisor::error::Result;
+use pollvisor::sys::kvm::Lapic;
 use pollvisor_core::lapic::{Interrupts, MSR_APIC_BASE, MSR_TSC_DEADLINE, Mode};
 use std::fmt;
 use steps::{IDS, KINDS, Op};
@@ -235,14 +236,17 @@ impl Sides {
             (Mode::XApic | Mode::X2Apic, Mode::Off) => {
                 // 8: KVM keeps what the manual resets.
                 self.ours.icr_high_unknown[vcpu] = false;
-                self.kernel.change(vcpu, |page| {
+                let reset = |page: &mut Lapic| {
                     let keep = page[0x20..0x40].to_vec();
                     page.fill(0);
                     page[0x20..0x40].copy_from_slice(&keep);
                     page[0xe0..0xe4].fill(0xff);
                     page[0xf0] = 0xff;
                     (0x320..0x380).step_by(16).for_each(|lvt| page[lvt + 2] = 1);
-                })?;
+                };
+                // 26: the second time KVM knows that nothing is in service. It does not run with an APIC that is off.
+                self.kernel.change(vcpu, reset)?;
+                self.kernel.change(vcpu, reset)?;
             }
             _ => {}
         }
