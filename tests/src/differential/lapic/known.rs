@@ -37,6 +37,8 @@
 //! | 26 | `KVM_SET_LAPIC` works the PPR out before it has looked at the new ISR. | the guest runs once, which works it out again |
 //! | 27 | An MSI with a redirection hint to physical 0xff is for one by hash (its mode is made fixed, the hint stays); 11.1 forbids it. | kept out |
 //! | 28 | On SVM without AVIC, TPR bits 3:0 are lost when the guest runs: `sync_cr8_to_lapic` writes V_TPR back, which has bits 7:4. Seen in the lab. | probed; then TPRs have none: [`super::kernel::Kernel::tpr`] |
+//! | 29 | An INIT in x2APIC mode leaves the ICR's high half where KVM keeps it as two registers (AMD, 6.12). Seen in the lab. | masked until it is written, as 22 |
+//! | 30 | Where the processor runs the guest, an NMI or INIT that a vCPU sends itself comes in the middle of its routine, and an NMI beside an interrupt may come second. Seen in the lab. | there NMIs are kept out, and INIT and SIPI by a guest's store |
 //!
 //! Beside KVM's core, of what runs the guest: one that ends an interrupt as it delivers it is found out and made up for, see
 //! [`Kernel::ends_by_itself`](super::kernel::Kernel::ends_by_itself).

@@ -113,7 +113,9 @@ impl fmt::Debug for Difference<'_> {
 
 impl Sides {
     fn new(mode: Mode) -> Result<Self> {
-        Ok(Self { kernel: Kernel::new(mode)?, ours: Ours::new(mode) })
+        let (kernel, mut ours) = (Kernel::new(mode)?, Ours::new(mode));
+        ours.events_wait = kernel.ends_by_itself();
+        Ok(Self { kernel, ours })
     }
 
     /// Does it to both: KVM's answer, and ours.
@@ -142,11 +144,14 @@ impl Sides {
                 if *msr == EOI && !theirs.fault {
                     theirs.exits = self.kernel.run(*vcpu, Routine::Nothing, 0, 0)?.exits;
                 }
+                let unknown = self.ours.icr_high_unknown[*vcpu];
+                // Before: it may be an INIT to itself.
+                self.ours.icr_high_unknown[*vcpu] &= *msr != ICR;
                 let done = self.ours.access(*vcpu, |lapic, posted| lapic.write_msr(posted, *msr, value, NOW));
                 ours.fault = done.is_err();
                 ours.exits.extend(done.ok().flatten());
-                if *msr == ICR && !ours.fault {
-                    self.ours.icr_high_unknown[*vcpu] = false;
+                if ours.fault {
+                    self.ours.icr_high_unknown[*vcpu] = unknown;
                 }
                 self.mask_exits(*vcpu, &mut theirs);
             }

@@ -18,11 +18,13 @@ pub struct Ours {
     pub lapics: [Lapic; IDS.len()],
     posted: [PostedVcpu; IDS.len()],
     started: [Option<u8>; IDS.len()],
+    /// Whether KVM emulates the guest: an event that a vCPU sends itself waits for the end of its routine (30).
+    pub events_wait: bool,
     /// An NMI was sent that the vCPU may still have to take.
     pub nmi_sent: [bool; IDS.len()],
     /// The handler of an NMI has not returned.
     pub in_nmi: [bool; IDS.len()],
-    /// The ICR's high half came through a change of mode, and was not written since.
+    /// The ICR's high half came through a change of mode or an INIT (22, 29), and was not written since.
     pub icr_high_unknown: [bool; IDS.len()],
 }
 
@@ -49,7 +51,15 @@ impl Ours {
             lapic.set_eoi_exits(set_of(&EXITING));
         }
         let no = [false; IDS.len()];
-        Self { lapics, posted, started: [None; IDS.len()], nmi_sent: no, in_nmi: no, icr_high_unknown: no }
+        Self {
+            lapics,
+            posted,
+            events_wait: true,
+            started: [None; IDS.len()],
+            nmi_sent: no,
+            in_nmi: no,
+            icr_high_unknown: no,
+        }
     }
 
     /// Sends; whether an APIC accepted it.
@@ -103,7 +113,8 @@ impl Ours {
                     Some(Event::Init) => {
                         self.nmi_sent[vcpu] = false;
                         self.in_nmi[vcpu] = false;
-                        self.icr_high_unknown[vcpu] = false;
+                        // 29.
+                        self.icr_high_unknown[vcpu] = lapic.mode() == Mode::X2Apic;
                     }
                     Some(Event::Startup { vector }) => self.started[vcpu] = Some(vector),
                     Some(Event::Nmi) | None => {}

@@ -141,7 +141,7 @@ fn destination(rng: &mut Rng, ours: &Ours, request: Request) -> (u32, bool) {
 }
 
 fn may_send_nmi(ours: &Ours) -> bool {
-    !ours.nmi_sent.contains(&true)
+    ours.events_wait && !ours.nmi_sent.contains(&true)
 }
 
 fn msi(rng: &mut Rng, ours: &Ours) -> Msi {
@@ -188,6 +188,10 @@ fn icr(rng: &mut Rng, ours: &Ours, vcpu: usize) -> (u32, u32) {
         } else {
             u32::from(xapic && one_in(rng, 4))
         };
+        // 30.
+        if mode >= 4 && xapic && !ours.events_wait {
+            continue;
+        }
         let vector = vector(rng);
         let shorthand = if one_in(rng, 3) { rng.u32(1..4) } else { 0 };
         let request = match mode {
