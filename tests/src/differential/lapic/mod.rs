@@ -8,7 +8,7 @@
 //! After each step the answers are the same, and of every vCPU all registers, the APIC base, and whether it waits for a SIPI.
 //! Runs begin in x2APIC mode, where all but taking is done by ioctls, and in xAPIC mode, where the guest makes the accesses, in
 //! turn. A guest changes modes as it goes. At the end a fifth as many steps are made by KVM's processor with the core's local APIC
-//! in place of KVM's ([`third`]).
+//! in place of KVM's (`third.rs`).
 
 mod kernel;
 mod known;
