@@ -12,6 +12,8 @@ pub enum Fault {
     LabPerCpu,
     /// The lab's kernel overran the stack of a vCPU's thread, its clock being the guest's.
     GuestClock,
+    /// The lab's kernel overran the stack of a thread of QEMU's, which was the VMM in the lab: no crash of ours.
+    QemuAsVmm,
     /// An `int3` that is no longer in the lab's code was executed.
     StaleCode,
     /// The lab stood still.
@@ -28,6 +30,7 @@ impl Fault {
             Self::LabRegisters => "guest with the lab's registers",
             Self::LabPerCpu => "guest with the lab's per-CPU area",
             Self::GuestClock => "lab with the guest's clock, stack overrun",
+            Self::QemuAsVmm => "lab with QEMU as the VMM, stack overrun",
             Self::StaleCode => "stale int3 in finish_task_switch",
             Self::Still => "lab without a heartbeat for 60 s",
             Self::Silent => "lab gone without a word",
@@ -52,6 +55,8 @@ impl Fault {
     pub fn in_lab(console: &str) -> Option<Self> {
         if guest_clock(console) {
             Some(Self::GuestClock)
+        } else if qemu_as_vmm(console) {
+            Some(Self::QemuAsVmm)
         } else if stale_code(console) {
             Some(Self::StaleCode)
         } else if crash(console).is_none() {
@@ -91,15 +96,11 @@ fn register(line: &str, name: &str) -> Option<u64> {
 /// A stack guard page hit in a vCPU's thread, while the time stamps jump back: the lab's kernel read the clock with the
 /// guest's offset.
 fn guest_clock(console: &str) -> bool {
-    const SIGN: &str = "stack guard page";
     // CPUs write their lines in an order of their own, within milliseconds.
     const JUMP: f64 = 0.1;
     let lines: Vec<&str> = console.lines().collect();
-    let Some(at) = lines.iter().position(|line| line.contains(SIGN)) else { return false };
-    let oops = &lines[at..];
-    let of_vcpu = oops.iter().find_map(|line| line.split_once("Comm: ")).is_some_and(|(_, comm)| {
-        comm.starts_with("vCPU ") || comm.starts_with("CPU ") && comm.contains("/KVM")
-    });
+    let of_vcpu = overrun(console)
+        .is_some_and(|comm| comm.starts_with("vCPU ") || comm.starts_with("CPU ") && comm.contains("/KVM"));
     let mut latest = f64::MIN;
     let mut jumped = false;
     for time in lines.iter().filter_map(|line| time(line)) {
@@ -107,6 +108,19 @@ fn guest_clock(console: &str) -> bool {
         latest = latest.max(time);
     }
     of_vcpu && jumped
+}
+
+/// The same in a thread of QEMU's, when a scenario has it beside pollvisor: it goes by the name of the loader that starts it.
+/// Nothing of ours runs a guest then.
+fn qemu_as_vmm(console: &str) -> bool {
+    overrun(console)
+        .is_some_and(|comm| comm.starts_with("ld-linux-x86-64 ") || comm.starts_with("qemu-system-x86 "))
+}
+
+/// Of a stack guard page that was hit: the thread's name, and what follows it.
+fn overrun(console: &str) -> Option<&str> {
+    let (_, oops) = console.split_once("stack guard page")?;
+    oops.lines().find_map(|line| line.split_once("Comm: ")).map(|(_, comm)| comm)
 }
 
 /// `[   12.345678] ...`, in seconds.

@@ -75,6 +75,24 @@ fn a_stack_overrun_with_the_guests_clock() {
     assert_eq!(Fault::in_lab(&other), None, "another crash");
 }
 
+/// As it was seen, in `linux: boot time beside QEMU's`, with the second guest of that lab running.
+const UNDER_QEMU: &str = "\
+[   15.549351] kvm: kvm [216]: vcpu0, guest rIP: 0xffffffff8109e458 Unhandled WRMSR(0xc0010007) = 0xffff
+[   39.223592] BUG: TASK stack guard page was hit at 000000005e4fb4ad (stack is 000000001faff964..000000007d02654c)
+[   39.225468] Oops: stack guard page: 0000 [#1] PREEMPT SMP NOPTI
+[   39.225898] CPU: 0 UID: 0 PID: 218 Comm: ld-linux-x86-64 Not tainted 6.12.117+deb12-amd64 #1  Debian 6.12.117-1~deb12u1
+[   39.226125] RIP: 0010:irqentry_enter+0x15/0x50
+[   39.227207] RAX: 4a7bcc030666028e RBX: ffffc900004640a8 RCX: ffffffff81e01928";
+
+#[test]
+fn a_stack_overrun_under_qemu_is_none_of_ours() {
+    assert_eq!(Fault::in_lab(UNDER_QEMU), Some(Fault::QemuAsVmm));
+    for ours in ["vCPU 0", "poller 0", "pv-deferred", "pollvisor"] {
+        assert_eq!(Fault::in_lab(&UNDER_QEMU.replace("ld-linux-x86-64", ours)), None, "{ours}");
+    }
+    assert_eq!(Fault::in_lab(&UNDER_QEMU.replace("stack guard page", "general protection fault")), None);
+}
+
 const INT3: &str = "\
 [   33.104412] Oops: int3: 0000 [#1] PREEMPT SMP NOPTI
 [   33.104419] CPU: 1 UID: 0 PID: 0 Comm: swapper/1 Not tainted 6.12.57+deb12-amd64 #1  Debian 6.12.57-1~bpo12+1
