@@ -7,11 +7,12 @@ use pollvisor_tests::rig::Accel;
 use std::process::{Command, Output};
 
 tests! {
-    shared [] => wrong_flags_and_values_are_named, a_guest_that_cannot_be_booted_is_refused,
-        device_commands_name_what_is_wrong, what_needs_kvm_is_refused_by_its_flag;
+    shared [] => wrong_flags_and_values_are_named, device_commands_name_what_is_wrong,
+        what_needs_kvm_is_refused_by_its_flag;
     shared [Need::NoPci] => a_list_without_a_pci_bus_is_refused;
     shared [Need::Pci] => the_list_has_every_function_of_this_machine;
-    kvm [Need::Cpus(2)] => what_is_no_kernel_is_refused, what_cannot_be_is_refused_with_a_remedy;
+    kvm [Need::Cpus(2)] => a_guest_that_cannot_be_booted_is_refused, what_is_no_kernel_is_refused,
+        what_cannot_be_is_refused_with_a_remedy;
     each [] => every_way_measures_its_stages_and_balances_its_ledger, the_log_holds_every_sample,
         an_interrupt_drains_and_reports, the_accelerator_is_the_one_that_there_is;
 }
