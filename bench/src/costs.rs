@@ -10,7 +10,7 @@ use crate::model::{Load, PathResult, Stage};
 use crate::rounds::{SETTLE, pause, result};
 use crate::startup::startup;
 use crate::table;
-use crate::way::{Config, Cpus, Lanes, Path, Trigger, Way};
+use crate::way::{self, Config, Cpus, Lanes, Path, Trigger, Way};
 use hdrhistogram::Histogram;
 use pollvisor::accel::Accelerator;
 use pollvisor::error::{Error, Result};
@@ -114,14 +114,6 @@ pub fn run(args: &CostsArgs) -> Result<ExitCode> {
     bench.finish(findings, table::stages)
 }
 
-/// The name of a result that is of no path.
-pub fn prefixed(accelerator: Accelerator, name: &str) -> String {
-    match accelerator {
-        Accelerator::Kvm => name.into(),
-        Accelerator::Software => format!("software_{name}"),
-    }
-}
-
 /// One kind of call, so many times, a signal before each.
 fn one(
     bench: &Bench,
@@ -170,7 +162,7 @@ fn one(
     let (name, calls) = call.names();
     let mut result =
         result((Path::PolledEventfd, bench.accelerator()), lanes.vectors(), 1, Load::Closed, &matching.found);
-    result.path = prefixed(bench.accelerator(), &format!("costs/{name}"));
+    result.path = way::name_on(bench.accelerator(), &format!("costs/{name}"));
     result.ledger = matching.ledger;
     result.per_second = float(result.ledger.delivered) / began.elapsed().as_secs_f64().max(1e-9);
     if !gaps.is_empty() {

@@ -1,7 +1,6 @@
 //! How long it takes from the exec of `pollvisor` to its guest's first instruction, and how much memory it needs.
 
 use crate::common::{Bench, Goal};
-use crate::costs::prefixed;
 use crate::measure::matching::Found;
 use crate::measure::{float, histogram};
 use crate::model::{Load, PathResult, Stage};
@@ -38,7 +37,7 @@ pub fn startup(bench: &Bench, command: Option<&Path>, starts: u32) -> Result<Sta
         }
     }
     let mut result = result((Way::PolledEventfd, bench.accelerator()), 1, 1, Load::Closed, &Found::new()?);
-    result.path = prefixed(bench.accelerator(), "costs/startup");
+    result.path = crate::way::name_on(bench.accelerator(), "costs/startup");
     result.stages.insert("exec_to_guest".into(), Stage::of(&took));
     result.stages.insert("resident_bytes".into(), Stage::of(&resident));
     let median = |histogram: &hdrhistogram::Histogram<u64>| float(histogram.value_at_quantile(0.5));

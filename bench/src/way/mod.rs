@@ -69,10 +69,7 @@ impl Path {
     /// Its name in results: of the software machine's figures one that nobody takes for KVM's.
     #[must_use]
     pub fn name(self, accelerator: Accelerator) -> String {
-        match accelerator {
-            Accelerator::Kvm => self.key().into(),
-            Accelerator::Software => format!("software_{}", self.key()),
-        }
+        name_on(accelerator, self.key())
     }
 
     /// Whether it can be had there.
@@ -221,6 +218,15 @@ pub trait Way {
     /// # Errors
     /// The mistake of a thread that ended by itself; a software LAPIC's account that is not exact.
     fn stop(self: Box<Self>) -> Result<()>;
+}
+
+/// What a result is called: of the software machine's so that nobody takes it for KVM's.
+#[must_use]
+pub fn name_on(accelerator: Accelerator, name: &str) -> String {
+    match accelerator {
+        Accelerator::Kvm => name.into(),
+        Accelerator::Software => format!("software_{name}"),
+    }
 }
 
 /// Whether this build can measure the ways of other VMMs.
